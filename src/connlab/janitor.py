@@ -1,0 +1,141 @@
+"""Nothing survives: owner directories, the watchdog, the sweep of what dead processes left.
+
+Each process that starts servers is an *owner*. Its directories (one for each place that servers run in) are
+locked while it lives; one watchdog waits for its end and removes them. What even a watchdog could not
+remove, since the machine died or somebody killed it too, the next start sweeps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from connlab import places, reaper
+
+_MUTEX = threading.RLock()
+
+
+class Owner:
+    """This process as the owner of servers; ``owner()`` gives the one there is."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.id = f"{self.pid}-{secrets.token_hex(4)}"
+        self._locks: dict[Path, int] = {}
+        self._numbers = itertools.count(1)
+        self._stops: dict[int, Callable[[], None]] = {}
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    def server_directory(self, kind: str, *, on_disk: bool = False) -> Path:
+        """A new name for a server's directory; the directory itself is the caller's to make."""
+        with _MUTEX:
+            if self._watchdog is None:
+                sweep()
+                self._watch()
+            return self._directory(places.run_root(on_disk=on_disk)) / f"{kind}-{next(self._numbers)}"
+
+    def at_exit(self, stop: Callable[[], None]) -> Callable[[], None]:
+        """Have ``stop`` called when the process ends in order; returns what takes that back."""
+        number = next(self._numbers)
+        self._stops[number] = stop
+        return lambda: self._stops.pop(number, None) and None
+
+    def end(self) -> None:
+        """Stop all that is still running, newest first, and remove the directories."""
+        if os.getpid() != self.pid:
+            return  # a forked child: the servers are its parent's
+        for number in sorted(self._stops, reverse=True):
+            with contextlib.suppress(Exception):
+                self._stops[number]()
+        for root in self._locks:
+            reaper.reap(root / self.id)
+
+    def _directory(self, root: Path) -> Path:
+        directory = root / self.id
+        if root not in self._locks:
+            with reaper.root_lock(places.private_dir(root)):
+                places.private_dir(root)  # again: it may have been removed and made anew meanwhile
+                lock = reaper.lock_file(places.private_dir(directory) / reaper.LOCK, wait=True)
+                assert lock is not None
+                self._locks[root] = lock
+        return directory
+
+    def _watch(self) -> None:
+        """Start the watchdog, and a thread that starts another one should this one be killed."""
+        self._watchdog = self._start_watchdog()
+        threading.Thread(target=self._keep_watchdog, name="connlab-watchdog", daemon=True).start()
+
+    def _keep_watchdog(self) -> None:
+        for _ in range(20):
+            assert self._watchdog is not None
+            began = time.monotonic()
+            self._watchdog.wait()
+            if os.getpid() != self.pid or sys.is_finalizing():
+                return
+            time.sleep(0.5 if time.monotonic() - began < 1 else 0)
+            self._watchdog = self._start_watchdog()
+
+    def _start_watchdog(self) -> subprocess.Popen[bytes]:
+        owners = [str(root / self.id) for root in places.run_roots()]
+        return subprocess.Popen(
+            [sys.executable, "-I", reaper.__file__, str(self.pid), *owners],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+
+
+_owner: Owner | None = None
+
+
+def owner() -> Owner:
+    """The owner that this process is; a forked child becomes one of its own."""
+    global _owner
+    with _MUTEX:
+        if _owner is None or _owner.pid != os.getpid():
+            _owner = Owner()
+            atexit.register(_owner.end)
+        return _owner
+
+
+def sweep() -> list[Path]:
+    """Remove what dead owners of this user have left; returns their directories."""
+    with _MUTEX:
+        return [directory for root in places.run_roots() if root.is_dir() for directory in _sweep_root(root)]
+
+
+def _sweep_root(root: Path) -> list[Path]:
+    places.private_dir(root)
+    mine = _owner.id if _owner is not None and _owner.pid == os.getpid() else ""
+    with reaper.root_lock(root):  # no owner is between making and locking its directory now
+        dead = [path for path in root.iterdir() if path.is_dir() and path.name != mine and _is_dead(path)]
+    return [directory for directory in dead if reaper.reap(directory)]
+
+
+def _is_dead(directory: Path) -> bool:
+    lock = reaper.lock_file(directory / reaper.LOCK, wait=False)
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
+
+
+def _forget_mutex() -> None:
+    """In a forked child: another thread of the parent may have held it at that moment."""
+    global _MUTEX
+    _MUTEX = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_mutex)

@@ -1,0 +1,234 @@
+"""A real PostgreSQL server."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterable
+from typing import Any, Self
+
+import psycopg
+from psycopg import sql
+
+from connlab import backends, configuration
+from connlab.configuration import Change, Value
+from connlab.errors import SettingError, StartError
+from connlab.node import Login, Node, new_password, url
+from connlab.pgbouncer import CONSOLE, PgBouncer
+from connlab.runtime import Program, Runtime
+from connlab.template import DATABASE, ROLE, SUPERUSER
+
+REFUSED = {
+    "listen_addresses": "connlab's servers listen on this machine alone",
+    "unix_socket_directories": "the socket is in the server's own directory; pg.socket_directory tells which",
+    "data_directory": "each server has a directory of its own; with on_disk=True it is on disk",
+    "hba_file": "the rules are in the data directory's pg_hba.conf",
+    "ident_file": "the map is in the data directory's pg_ident.conf",
+    "config_file": "pass its text as conf=…",
+    "external_pid_file": "the server's directory goes with it",
+    "logging_collector": "the log goes where pg.log() reads it",
+    "log_destination": "the log goes where pg.log() reads it",
+}
+# The statements that set passwords stay out of the log, whatever it is told to log.
+QUIET = "-c log_statement=none -c log_min_duration_statement=-1 -c log_duration=off"
+# Files instead of POSIX shared memory: they go with the data directory, whatever kills the server.
+BASE = "dynamic_shared_memory_type = mmap\n"
+TROUBLE = re.compile(
+    r"(?:FATAL|PANIC|ERROR):\s+(?!the database system is)(.+)"
+    r"|LOG:\s+(.*(?:configuration parameter|invalid value|syntax error|could not bind|outside the valid range).*)"
+    r"|^postgres: (.+)",
+    re.MULTILINE,
+)
+DOCUMENTATION = "https://www.postgresql.org/docs/current/runtime-config.html"
+
+
+class Postgres(Node):
+    """A PostgreSQL server that is removed with the process that started it.
+
+    Example:
+        >>> with Postgres.start(max_connections=20) as pg:
+        ...     pg.value("show max_connections")
+        '20'
+    """
+
+    label = "PostgreSQL"
+
+    def __init__(self, program: Program, runtime: Runtime, conf: str) -> None:
+        super().__init__(program)
+        self._runtime, self._conf = runtime, conf
+        self._logins = {name: Login(name, new_password()) for name in (ROLE, CONSOLE, SUPERUSER)}
+        self._opened = False
+
+    @classmethod
+    def start(cls, *, backend: str = "auto", conf: str | None = None, on_disk: bool = False, **settings: Value) -> Self:
+        """Start a server and return once a query has gone through.
+
+        Keywords are postgresql.conf settings; ``conf`` is the text of such a file, for lessons about it (the keywords
+        come after it and win). ``backend``: "local", "docker", or "auto", for which ``CONNLAB_BACKEND`` decides.
+        ``port`` asks for one port instead of any free one; ``on_disk`` keeps the data out of memory.
+
+        The database ``shop`` has tables users, accounts and orders, owned by the ordinary role ``app``.
+
+        Raises SettingError, ProgramMissing, StartError.
+        """
+        port = settings.pop("port", None)
+        if port is not None and (isinstance(port, bool) or not isinstance(port, int)):
+            raise SettingError(f"port takes a whole number, not {port!r}")
+        configuration.check_names(settings, REFUSED)
+        text = BASE + (f"{conf.rstrip()}\n" if conf else "") + configuration.postgres_lines(settings)
+        runtime = backends.choose(backend)
+        program = runtime.prepare("postgres", port=port, on_disk=on_disk)
+        try:
+            pg = cls(program, runtime, text)
+            program.write("data/postgresql.conf", text)
+            pg._start()
+        except BaseException:
+            program.remove()
+            raise
+        return pg
+
+    @property
+    def dsn(self) -> str:
+        """A URL of the ordinary role ``app`` in the database ``shop``."""
+        return self.dsn_of(ROLE)
+
+    @property
+    def admin_dsn(self) -> str:
+        """A URL of the superuser, for whom slots stay reserved when every ordinary one is taken."""
+        return self.dsn_of(SUPERUSER)
+
+    def dsn_of(self, role: str, *, database: str = DATABASE) -> str:
+        """A URL for ``role``: "app" or "postgres"."""
+        return url(self.address, role, self._logins[role].password, database)
+
+    @property
+    def socket_directory(self) -> str:
+        """The directory of the server's Unix socket: ``psycopg.connect(pg.dsn, host=pg.socket_directory)``."""
+        return self._program.directory
+
+    @property
+    def conf(self) -> str:
+        """The text of postgresql.conf that this server was started with."""
+        return self._conf
+
+    def pgbouncer(self, *, ini: str | None = None, **settings: Value) -> PgBouncer:
+        """Put a PgBouncer in front of this server; any number of them.
+
+        Keywords are settings of pgbouncer.ini's section [pgbouncer]; ``ini`` is the text of such a file. What it does
+        not say about where to listen, whom to let in and which server stands behind is added; ``.ini`` shows the result.
+
+        Raises SettingError, ProgramMissing, StartError.
+        """
+        self._must_run()
+        bouncer = PgBouncer.in_front_of(
+            self.inner_address, self._runtime, self._logins[ROLE], self._logins[CONSOLE], ini, settings
+        )
+        self._fronts.append(bouncer)
+        return bouncer
+
+    def reload(self) -> None:
+        """Have the server read its configuration again (SIGHUP); returns when new connections see it."""
+        self._must_run()
+        before = self.value("select pg_conf_load_time()")
+        self._program.signal(signal.SIGHUP)
+        deadline = time.monotonic() + 5
+        while self.value("select pg_conf_load_time()") == before and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    # --- for Node -------------------------------------------------------------------------------------------
+
+    def _arguments(self) -> list[str]:
+        """On the command line stands what no configuration file may change."""
+        host, port = self._program.listen
+        fixed = {
+            "listen_addresses": host,
+            "port": port,
+            "unix_socket_directories": self._program.directory,
+            "logging_collector": "off",
+            "log_destination": "stderr",
+        }
+        settings = [argument for name, value in fixed.items() for argument in ("-c", f"{name}={value}")]
+        return ["-D", f"{self._program.directory}/data", *settings]
+
+    def _configuration(self) -> str:
+        return self._conf
+
+    def _shut_down_signals(self) -> list[int]:
+        return [signal.SIGINT, signal.SIGQUIT]  # fast, then immediate shutdown
+
+    def _prepare_access(self) -> None:
+        """At the first start: passwords that nobody has seen, in place of the one in the cache."""
+        if self._opened:
+            return
+        first = url(self.address, SUPERUSER, self._program.secret, "postgres")
+        with psycopg.connect(first, autocommit=True, connect_timeout=5, options=QUIET) as connection:
+            for login in self._logins.values():
+                secret = connection.pgconn.encrypt_password(
+                    login.password.encode(), login.name.encode(), b"scram-sha-256"
+                )
+                login.secret = secret.decode()
+            for name in (ROLE, SUPERUSER):
+                change = sql.SQL("alter role {} password {}")
+                connection.execute(change.format(sql.Identifier(name), self._logins[name].secret))
+        self._opened = True
+
+    def _change(self, settings: dict[str, Value]) -> Change:
+        """Through ALTER SYSTEM, which checks values; the file that it writes is kept, to be put back."""
+        configuration.check_names(settings, {**REFUSED, "port": "a node keeps its address"})
+        file = self.value("select pg_read_file('postgresql.auto.conf')")
+        with self._connection() as connection:
+            how = self._how(connection, settings)
+            old = self._shown(settings)
+            try:
+                for name, value in settings.items():
+                    change = sql.SQL("alter system set {} = {}")
+                    connection.execute(change.format(sql.Identifier(name), str(_plain(value))))
+            except psycopg.Error as problem:
+                self._program.write("data/postgresql.auto.conf", file)
+                raise SettingError(f"PostgreSQL {self.version} refuses: {problem}") from problem
+        try:
+            self._apply(how)
+        except StartError as problem:
+            self._restore(Change(self.label, how, {}, old, file))
+            raise SettingError(str(problem)) from problem
+        return Change(self.label, how, self._shown(settings), old, file)
+
+    def _restore(self, change: Change) -> None:
+        self._program.write("data/postgresql.auto.conf", change.file)
+        self._apply(change.how)
+
+    def _apply(self, how: str) -> None:
+        if how == "restart" or self._frozen or not self._program.alive():
+            self.restart()
+        else:
+            self.reload()
+
+    def _how(self, connection: psycopg.Connection[dict[str, Any]], settings: Iterable[str]) -> str:
+        rows = connection.execute("select name, context from pg_settings").fetchall()
+        contexts = {row["name"].lower(): row["context"] for row in rows}
+        for name in settings:
+            if "." not in name and name.lower() not in contexts:
+                near = configuration.did_you_mean(name, contexts)
+                raise SettingError(f"PostgreSQL {self.version} has no setting {name}; {near or DOCUMENTATION}")
+        return "restart" if any(contexts.get(name.lower()) == "postmaster" for name in settings) else "reload"
+
+    def _shown(self, settings: Iterable[str]) -> dict[str, str]:
+        with self._connection() as connection:
+            query = "select coalesce(current_setting(%s, true), '') as shown"
+            return {name: connection.execute(query, [name]).fetchall()[0]["shown"] for name in settings}
+
+    def _reason(self, log: str) -> str:
+        match = TROUBLE.search(log)
+        return next(filter(None, match.groups())).strip() if match else ""
+
+    def _hint(self, reason: str) -> str:
+        if "unrecognized configuration parameter" in reason:
+            return f"check the setting's name: {DOCUMENTATION}"
+        if "Address already in use" in reason:
+            return "leave the port out to get one that is free"
+        return ""
+
+
+def _plain(value: Value) -> Value:
+    return ("on" if value else "off") if isinstance(value, bool) else value

@@ -1,0 +1,243 @@
+"""Removes what a dead process has left: its servers, their shared memory, their directories.
+
+Run as a program this file is the watchdog: it waits for the end of the process that started servers
+(its *owner*) and then reaps. It uses the standard library alone and imports nothing of connlab, so that
+it starts in a few milliseconds and works while the environment around it is being changed.
+
+An *owner directory* holds a file ``lock``, locked for as long as the owner lives (a POSIX lock: the kernel
+frees it with the process, and forked children do not inherit it), and a directory for each server. A process
+belongs to a server when its working directory lies inside and its program is one that was started there (the
+file ``programs`` lists their folders; somebody's shell that looks around is none). PostgreSQL's backends make
+sessions of their own, so that neither process groups nor parents find them once their postmaster is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+LOCK = "lock"
+PROGRAMS = "programs"
+GRACE = 2.0
+"""Seconds that programs get to end by themselves (PostgreSQL then removes its shared memory)."""
+DEADLINE = 20.0
+IPC_RMID = 0
+
+
+def processes_in(directory: Path) -> list[int]:
+    """The pids of the programs that were started in ``directory``, and of their children."""
+    inside, folders = f"{directory}/", set(_program_folders(directory))
+    return [
+        pid
+        for pid, cwd, program in _processes()
+        if f"{cwd}/".startswith(inside) and os.path.dirname(program) in folders
+    ]
+
+
+def note_program(directory: Path, program: str) -> None:
+    """Write down that ``program`` is about to be started in ``directory``."""
+    with (directory / PROGRAMS).open("a") as file:
+        file.write(f"{os.path.dirname(os.path.realpath(program))}\n")
+
+
+def _program_folders(directory: Path) -> list[str]:
+    try:
+        return (directory / PROGRAMS).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def kill_processes(directory: Path, *, grace: float = GRACE) -> list[int]:
+    """End every process in ``directory``: SIGQUIT (and SIGCONT, for frozen ones), then SIGKILL.
+
+    Returns the pids that were seen. Looks again until none is left, for a dying server may still fork.
+    """
+    seen: set[int] = set()
+    started = time.monotonic()
+    quiet = 0
+    while quiet < 2 and time.monotonic() - started < DEADLINE:
+        found = set(processes_in(directory))
+        hard = time.monotonic() - started >= grace
+        for pid in found if hard else found - seen:
+            send(pid, signal.SIGKILL if hard else signal.SIGQUIT)
+            send(pid, signal.SIGCONT)
+        seen |= found
+        quiet = 0 if found else quiet + 1
+        time.sleep(0.01)
+    return sorted(seen)
+
+
+def send(pid: int, number: int) -> None:
+    """Send a signal; a process that is gone already is no error."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove one server's directory, its processes and its System V shared memory."""
+    pids = kill_processes(directory)
+    remove_shared_memory(directory, pids)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove_shared_memory(directory: Path, creators: Iterable[int]) -> None:
+    """Remove the segments that the PostgreSQL in ``directory`` left when it was killed.
+
+    PostgreSQL keeps one small System V segment as a lock on its data directory, and writes its id into
+    ``postmaster.pid`` (https://www.postgresql.org/docs/current/storage-file-layout.html). Killed between the two,
+    it leaves a segment that only its creator's pid tells. A segment in use is never touched.
+    """
+    pids = set(creators)
+    known: set[int] = set()
+    for file in directory.glob("**/postmaster.pid"):
+        lines = file.read_text(errors="replace").split("\n")
+        pids.update(int(word) for word in lines[:1] if word.strip().isdigit())
+        known.update(int(line.split()[1]) for line in lines[6:7] if len(line.split()) == 2)
+    for segment in _unused_segments(directory.stat().st_uid, pids, known):
+        ctypes.CDLL(None).shmctl(segment, IPC_RMID, None)
+
+
+def _unused_segments(uid: int, creators: set[int], known: set[int]) -> list[int]:
+    table = Path("/proc/sysvipc/shm")
+    if not table.exists():
+        return sorted(known)
+    rows = [line.split() for line in table.read_text().splitlines()]
+    names, found = rows[0], [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
+    assert {"shmid", "cpid", "nattch", "uid"} <= set(names)
+    return [
+        int(row["shmid"])
+        for row in found
+        if row["nattch"] == "0"
+        and int(row["uid"]) == uid
+        and (int(row["cpid"]) in creators or int(row["shmid"]) in known)
+    ]
+
+
+def reap(owner: Path) -> bool:
+    """Remove a dead owner's directory and all that runs in it; False when its owner lives."""
+    lock = lock_file(owner / LOCK, wait=False)
+    if lock is None:
+        return False
+    try:
+        for server in sorted(path for path in owner.iterdir() if path.is_dir()):
+            remove_tree(server)
+        shutil.rmtree(owner, ignore_errors=True)
+    except FileNotFoundError:
+        pass  # somebody else has reaped it meanwhile
+    finally:
+        os.close(lock)
+    with root_lock(owner.parent):
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def root_lock(root: Path) -> Iterator[None]:
+    """Hold the lock under which owner directories are made and judged; remove ``root`` after it when empty.
+
+    A ``root`` that is not there, or goes while we wait for it, is made (again).
+    """
+    path = root / ".lock"
+    descriptor = None
+    while descriptor is None or not _is_still(descriptor, path):
+        if descriptor is not None:
+            os.close(descriptor)
+        root.mkdir(mode=0o700, exist_ok=True)
+        descriptor = lock_file(path, wait=True)
+    try:
+        yield
+    finally:
+        if os.listdir(root) == [path.name]:
+            path.unlink()
+            root.rmdir()
+        os.close(descriptor)
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def lock_file(path: Path, *, wait: bool) -> int | None:
+    """Lock ``path`` and return its descriptor; None when its directory is gone or another process holds it.
+
+    Beware: closing *any* descriptor of that file frees this process's lock.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def wait_for_end(pid: int) -> None:
+    """Return when ``pid``, our parent, has ended, reaped by its own parent or not."""
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.pidfd_open(pid)
+        if os.getppid() == pid:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll()
+        return
+    while os.getppid() == pid:
+        time.sleep(0.2)
+
+
+def watch(owner_pid: int, owners: list[Path]) -> None:
+    """Wait for the owner's end, then reap its directories (one for each place that servers run in)."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    wait_for_end(owner_pid)
+    for owner in owners:
+        if owner.is_dir():
+            _reap_soon(owner)
+
+
+def _reap_soon(owner: Path) -> None:
+    """The kernel frees the lock a moment after it has reported the end."""
+    deadline = time.monotonic() + 5
+    while owner.is_dir() and not reap(owner) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _processes() -> Iterator[tuple[int, str, str]]:
+    """Pid, working directory and program of each process that we may look at."""
+    if not os.path.exists("/proc/self/cwd"):
+        yield from _processes_without_proc()
+        return
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                yield int(entry), _link(f"/proc/{entry}/cwd"), _link(f"/proc/{entry}/exe")
+
+
+def _link(path: str) -> str:
+    return os.readlink(path).removesuffix(" (deleted)")
+
+
+def _processes_without_proc() -> Iterator[tuple[int, str, str]]:
+    import psutil  # only here: it would double the watchdog's start
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            yield process.pid, process.cwd(), process.exe()
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), [Path(name) for name in sys.argv[2:]])

@@ -1,0 +1,46 @@
+"""Programs as plain processes of this machine: how each kind is found and prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from connlab import programs, template
+from connlab.errors import ConnlabError
+from connlab.runtime import Program
+from connlab.runtime.process import LocalProgram, no_room
+
+
+class LocalRuntime:
+    """Runs programs as processes: see ``connlab.runtime.Runtime``."""
+
+    name = "local"
+
+    def prepare(self, kind: str, *, port: int | None = None, on_disk: bool = False) -> Program:
+        """See ``connlab.runtime.Runtime.prepare``."""
+        if kind == "postgres":
+            return self._postgres(port, on_disk)
+        if kind == "pgbouncer":
+            found = programs.find_pgbouncer()
+            return LocalProgram(kind, found.path, found.version, found.environment, port=port)
+        raise ConnlabError(f"the local runtime knows no program {kind!r}; it knows postgres and pgbouncer")
+
+    def _postgres(self, port: int | None, on_disk: bool) -> Program:
+        found = programs.find_postgres()
+        made = template.initialised(found)
+        program = LocalProgram(
+            "postgres",
+            found.bin / "postgres",
+            found.version,
+            found.environment,
+            port=port,
+            on_disk=on_disk,
+            secret=made.password,
+        )
+        try:
+            template.clone(made.data, Path(program.directory) / "data", program.account)
+        except BaseException as problem:
+            program.remove()
+            if isinstance(problem, OSError):
+                raise no_room(problem, program.directory) from problem
+            raise
+        return program

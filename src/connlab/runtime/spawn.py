@@ -1,0 +1,99 @@
+"""Starts processes that end with us and hear nothing of the learner's interrupts.
+
+Three things together, each for what the others miss: a session of its own (Jupyter's interrupt and a
+terminal's Ctrl-C reach only us), the kernel's parent-death signal (Linux; PostgreSQL then shuts down in order),
+and the watchdog in ``janitor``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+# PyDLL keeps the interpreter lock: in the forked child nothing else may run.
+_PRCTL = ctypes.PyDLL(None).prctl if sys.platform == "linux" else None
+
+
+class _Spawner:
+    """A thread that lives as long as the process.
+
+    The parent-death signal comes at the end of the *thread* that started the child (prctl(2)), and learners
+    start servers from threads of their own.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], Future[subprocess.Popen[bytes]]]]
+        self._jobs = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="connlab-spawner", daemon=True).start()
+
+    def run(self, job: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        done: Future[subprocess.Popen[bytes]] = Future()
+        self._jobs.put((job, done))
+        return done.result()
+
+    def _work(self) -> None:
+        while True:
+            job, done = self._jobs.get()
+            try:
+                done.set_result(job())
+            except BaseException as problem:
+                done.set_exception(problem)
+
+
+_spawner: _Spawner | None = None
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    log: Path,
+    account: pwd.struct_passwd | None,
+    environment: Mapping[str, str],
+) -> subprocess.Popen[bytes]:
+    """Start ``command`` in ``cwd`` as ``account`` (None: as ourselves), appending its output to ``log``.
+
+    Its environment is ``environment`` with a plain PATH and the C locale, nothing of ours. Raises OSError.
+    """
+    global _spawner
+    if _spawner is None or _spawner.pid != os.getpid():  # threads do not survive a fork
+        _spawner = _Spawner()
+    parent = os.getpid()
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                command,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", **environment},
+                start_new_session=True,
+                user=account.pw_uid if account else None,
+                group=account.pw_gid if account else None,
+                extra_groups=[] if account else None,
+                umask=0o077,
+                preexec_fn=(lambda: _die_with(parent)) if _PRCTL else None,
+            )
+
+    return _spawner.run(start)
+
+
+def _die_with(parent: int) -> None:
+    """In the child, after privileges are dropped (which would clear it): end when the parent ends."""
+    assert _PRCTL is not None
+    _PRCTL(PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
