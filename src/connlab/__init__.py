@@ -13,6 +13,7 @@ Example:
 from connlab.errors import ConnlabError, NodeStopped, ProgramMissing, SettingError, StartError, StateError
 from connlab.pgbouncer import PgBouncer
 from connlab.postgres import Postgres
+from connlab.relay import Relay
 from connlab.version import Version
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PgBouncer",
     "Postgres",
     "ProgramMissing",
+    "Relay",
     "SettingError",
     "StartError",
     "StateError",

@@ -39,8 +39,8 @@ class Owner:
         """A new name for a server's directory; the directory itself is the caller's to make."""
         with _MUTEX:
             if self._watchdog is None:
-                sweep()
                 self._watch()
+                sweep()
             return self._directory(places.run_root(on_disk=on_disk)) / f"{kind}-{next(self._numbers)}"
 
     def at_exit(self, stop: Callable[[], None]) -> Callable[[], None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import psycopg
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 
 from connlab.configuration import Change, Value
 from connlab.errors import NodeStopped, StartError
@@ -23,6 +25,14 @@ READY_WITHIN = 30.0
 """Seconds until a start is given up. A program that exits is reported at once."""
 STOP_WITHIN = 10.0
 LOG_TAIL = 15
+# Answers that stay the same however often one asks: a start that gets one is given up at once.
+FINAL = re.compile(
+    r"authentication failed|no such (?:user|database)|does not exist|no pg_hba.conf entry|login rejected"
+    r"|server login failed: (?!.*(?:database system is|too many|slots))"
+)
+BURST = "too many clients"
+"""What PostgreSQL tells a superuser too, for the moment in which others have a slot and are about to be refused."""
+BURST_WITHIN = 5.0
 
 
 @dataclass
@@ -44,6 +54,7 @@ class Node:
         self._fronts: list[Node] = []
         self._stopped_log: str | None = None
         self._frozen = False
+        self._stopping = threading.Lock()
 
     # --- what it is -----------------------------------------------------------------------------------------
 
@@ -97,8 +108,10 @@ class Node:
 
     def value(self, query: str) -> Any:
         """The first column of the first row of ``query``; None when there is no row."""
-        found = self.rows(query)
-        return next(iter(found[0].values())) if found else None
+        with self._connection() as connection:
+            cursor = connection.cursor(row_factory=tuple_row).execute(query)  # two columns may have one name
+            found = cursor.fetchone() if cursor.description else None
+            return found[0] if found else None
 
     def mark(self) -> int:
         """A mark in the log, for ``log(since=…)``."""
@@ -125,8 +138,12 @@ class Node:
 
     def stop(self) -> None:
         """Stop it and all that stands in front of it, and remove everything but its log. Twice is no error."""
-        for front in reversed(self._fronts):
-            front.stop()
+        with self._stopping, contextlib.ExitStack() as behind:
+            behind.callback(self._stop_this)
+            for front in self._fronts:
+                behind.callback(front.stop)  # the newest first, and this one whatever they raise
+
+    def _stop_this(self) -> None:
         if self._stopped_log is not None:
             return
         try:
@@ -207,16 +224,24 @@ class Node:
         deadline, problem = time.monotonic() + READY_WITHIN, ""
         while time.monotonic() < deadline:
             try:
-                self._prepare_access()
-                with psycopg.connect(self.dsn, connect_timeout=5, autocommit=True) as connection:
-                    connection.execute("select 1")
+                self._try_path()
                 return
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 problem = str(error).strip()
+                final = not isinstance(error, psycopg.OperationalError)
             if not self._program.alive():
                 raise self._start_error(mark, f"it ended with {self._program.ended()}")
+            if final or FINAL.search(problem):
+                raise self._start_error(mark, f"it runs and lets no query through: {problem}")
+            if hopeless := self._hopeless(self._program.log(mark)):
+                raise self._start_error(mark, f"it runs and lets no query through: {hopeless}")
             time.sleep(0.005)
         raise self._start_error(mark, f"no query got through within {READY_WITHIN:g} s; the last try said: {problem}")
+
+    def _try_path(self) -> None:
+        self._prepare_access()
+        with psycopg.connect(self.dsn, connect_timeout=5, autocommit=True) as connection:
+            connection.execute("select 1")
 
     def _start_error(self, mark: int, outcome: str) -> StartError:
         log = self._program.log(mark)
@@ -232,6 +257,10 @@ class Node:
     def _reason(self, log: str) -> str:
         """The line of the log that tells why, or an empty text."""
         raise NotImplementedError
+
+    def _hopeless(self, log: str) -> str:
+        """What in the log of a running server says that no query will get through; empty when nothing does."""
+        return ""
 
     def _hint(self, reason: str) -> str:
         """What to do about ``reason``; empty when we know nothing better than the server's own words."""
@@ -263,6 +292,16 @@ class Node:
 
     def _connection(self) -> psycopg.Connection[dict[str, Any]]:
         self._must_run()
+        deadline = time.monotonic() + BURST_WITHIN
+        while True:
+            try:
+                return self._connect()
+            except psycopg.OperationalError as problem:
+                if BURST not in str(problem) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
+
+    def _connect(self) -> psycopg.Connection[dict[str, Any]]:
         return psycopg.connect(
             self.admin_dsn,
             autocommit=True,

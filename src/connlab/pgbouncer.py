@@ -7,10 +7,13 @@ import signal
 from collections.abc import Mapping
 from typing import Self
 
+import psycopg
+
 from connlab import configuration
-from connlab.configuration import Change, Value, ini_names, ini_with
+from connlab.configuration import Change, Value, ini_values, ini_with
 from connlab.errors import SettingError, StartError
 from connlab.node import Login, Node, url
+from connlab.relay import Relay
 from connlab.runtime import Address, Program, Runtime
 from connlab.template import DATABASE
 from connlab.version import Version
@@ -26,7 +29,9 @@ REFUSED = {
 }
 # A SCRAM secret cannot be passed on to the server after a reconnect: pgbouncer.org/changelog.html, 1.25.3.
 SECRET_BREAKS = (Version((1, 25, 1)), Version((1, 25, 2)))
-TROUBLE = re.compile(r"\] (?:ERROR|FATAL) (.+)")
+# "fill_defaults fail" says less than the line after it; S-0x… and C-0x… are connections' troubles.
+TROUBLE = re.compile(r"\] (?:ERROR|FATAL) (?!fill_defaults fail|[SC]-0x|S: )(.+)")
+NO_SERVER = re.compile(r"S-0x\w+: \S+@(\S+) closing because: connect failed")
 DOCUMENTATION = "https://www.pgbouncer.org/config.html"
 
 
@@ -86,6 +91,16 @@ class PgBouncer(Node):
         """The text of pgbouncer.ini that runs."""
         return self._ini
 
+    def relay(self, **settings: Value) -> Relay:
+        """Put a TCP relay in front: ``delay_ms`` for each direction, ``to_server`` and ``to_client`` False for mute.
+
+        Its settings change while connections are open: ``with relay.settings(delay_ms=10): …``. Raises SettingError.
+        """
+        self._must_run()
+        relay = Relay.in_front_of(self, settings)
+        self._fronts.append(relay)
+        return relay
+
     def reload(self) -> None:
         """Have PgBouncer read its configuration again (RELOAD in the console)."""
         self.rows("RELOAD")
@@ -108,25 +123,28 @@ class PgBouncer(Node):
 
     def _change(self, settings: dict[str, Value]) -> Change:
         configuration.check_names(settings, {**REFUSED, "listen_port": "a node keeps its address"})
+        _check_privacy(settings)
         shown = {row["key"]: row for row in self.rows("SHOW CONFIG")}
         for name in settings:
             if name not in shown:
                 near = configuration.did_you_mean(name, shown)
                 raise SettingError(f"PgBouncer {self.version} has no setting {name}; {near or DOCUMENTATION}")
-        how = "reload" if all(shown[name]["changeable"] == "yes" for name in settings) else "restart"
+        how = "reload" if all(_reloadable(shown[name]) for name in settings) else "restart"
         old = {name: shown[name]["value"] or "" for name in settings}
         change = Change(self.label, how, {}, old, self._ini)
         try:
             self._apply(how, ini_with(self._ini, "pgbouncer", settings))
         except (SettingError, StartError) as problem:
             self._restore(change)
-            raise SettingError(f"PgBouncer {self.version} refuses: {problem}") from problem
+            reason = problem.reason if isinstance(problem, StartError) else problem
+            raise SettingError(f"PgBouncer {self.version} refuses: {reason}") from problem
         after = {row["key"]: row["value"] or "" for row in self.rows("SHOW CONFIG")}
         return Change(self.label, how, {name: after[name] for name in settings}, old, change.file)
 
     def _restore(self, change: Change) -> None:
         """A reload leaves alone what the file does not name: write the old values once, then the old file."""
-        self._apply(change.how, ini_with(change.file, "pgbouncer", change.old))
+        reload = change.how == "reload"
+        self._apply(change.how, ini_with(change.file, "pgbouncer", change.old) if reload else change.file)
         self._write_ini(change.file)
 
     def _apply(self, how: str, ini: str) -> None:
@@ -135,7 +153,10 @@ class PgBouncer(Node):
         if how == "restart" or self._frozen or not self._program.alive():
             self.restart()
             return
-        self.reload()
+        try:
+            self.reload()
+        except psycopg.Error as problem:  # newer versions say so in the console, older ones in the log alone
+            raise SettingError(self._reason(self.log(mark)) or str(problem)) from problem
         if reason := self._reason(self.log(mark)):
             raise SettingError(reason)
 
@@ -147,26 +168,66 @@ class PgBouncer(Node):
         match = TROUBLE.search(log)
         return match.group(1).strip() if match else ""
 
+    def _hopeless(self, log: str) -> str:
+        """It keeps clients waiting for a server that is not there, and tries again only after a while."""
+        match = NO_SERVER.search(log)
+        return f"no server answers it at {match.group(1)}" if match else ""
+
     def _hint(self, reason: str) -> str:
-        if "unknown parameter" in reason:
-            return f"check the setting's name: {DOCUMENTATION}"
+        if match := re.search(r"unknown parameter: pgbouncer/(\S+)", reason):
+            return self._hint_for_name(match.group(1))
         if "invalid value" in reason:
             return f"{DOCUMENTATION} says what the setting takes; a comment cannot stand behind a value"
+        if re.search("authentication failed|no such user|wrong password type", reason):
+            return (
+                f"leave auth_file out: connlab's own knows {self._role.name}; and auth_type, unless it is scram-sha-256"
+            )
+        if "no server answers" in reason:
+            return "see the section [databases]: host and port of pg.inner_address, or leave the section out"
         return "leave listen_port out to get one that is free" if "Address already in use" in reason else ""
+
+    def _hint_for_name(self, name: str) -> str:
+        if name in configuration.PGBOUNCER_NAMES:
+            return (
+                f"PgBouncer {self.version} does not have it: https://www.pgbouncer.org/changelog.html says which does"
+            )
+        near = configuration.did_you_mean(name, configuration.PGBOUNCER_NAMES)
+        return near or f"check the setting's name: {DOCUMENTATION}"
+
+
+def _reloadable(row: Mapping[str, str | None]) -> bool:
+    """Whether a reload sets it, and brings the old value back: no line in a file says "not set"."""
+    return row["changeable"] == "yes" and row["value"] is not None
 
 
 def complete_ini(text: str, settings: Mapping[str, Value], server: Address, listen: Address) -> str:
     """``text`` with ``settings`` and what it lacks to run beside this server.
 
-    What decides where it listens and logs is always added, and wins, for PgBouncer takes the last of two lines.
+    Where it listens and logs is connlab's to say, and one more administrator; all else that the text says holds.
     """
-    if not ini_names(text, "databases"):
-        text = ini_with(text, "databases", {name: f"host={server.host} port={server.port}" for name in (DATABASE, "*")})
+    text = _with_databases(text, f"host={server.host} port={server.port}")
     if settings:
         text = ini_with(text, "pgbouncer", settings)
-    given = ini_names(text, "pgbouncer")
+    given = ini_values(text, "pgbouncer")
+    _check_privacy(given)
+    administrators = [given["admin_users"], CONSOLE] if given.get("admin_users") else [CONSOLE]
     added: dict[str, Value] = {"listen_addr": listen.host, "listen_port": listen.port, "unix_socket_dir": ""}
-    added |= {name: "" for name in ("logfile", "pidfile") if name in given}
-    wanted = {"auth_type": "scram-sha-256", "auth_file": "userlist.txt", "admin_users": CONSOLE}
+    added |= {name: "" for name in ("logfile", "pidfile", "user") if name in given}
+    wanted = {"auth_type": "scram-sha-256", "auth_file": "userlist.txt"}
     added |= {name: value for name, value in wanted.items() if name not in given}
-    return ini_with(text, "pgbouncer", added, "added by connlab")
+    return ini_with(text, "pgbouncer", {**added, "admin_users": ", ".join(administrators)}, "added by connlab")
+
+
+def _with_databases(text: str, server: str) -> str:
+    given = ini_values(text, "databases")
+    if not given:
+        return ini_with(text, "databases", {DATABASE: server, "*": server})
+    if DATABASE in given or "*" in given:
+        return text
+    return ini_with(text, "databases", {DATABASE: server}, "added by connlab")
+
+
+def _check_privacy(settings: Mapping[str, Value]) -> None:
+    method = settings.get("auth_type")
+    if method in ("trust", "any"):
+        raise SettingError(f"auth_type = {method} asks for no password; every server of connlab's does")

@@ -16,6 +16,7 @@ from connlab.configuration import Change, Value
 from connlab.errors import SettingError, StartError
 from connlab.node import Login, Node, new_password, url
 from connlab.pgbouncer import CONSOLE, PgBouncer
+from connlab.relay import Relay
 from connlab.runtime import Program, Runtime
 from connlab.template import DATABASE, ROLE, SUPERUSER
 
@@ -29,13 +30,23 @@ REFUSED = {
     "external_pid_file": "the server's directory goes with it",
     "logging_collector": "the log goes where pg.log() reads it",
     "log_destination": "the log goes where pg.log() reads it",
+    "dynamic_shared_memory_type": "its files go with the data directory, whatever kills the server",
 }
-# The statements that set passwords stay out of the log, whatever it is told to log.
-QUIET = "-c log_statement=none -c log_min_duration_statement=-1 -c log_duration=off"
-# Files instead of POSIX shared memory: they go with the data directory, whatever kills the server.
-BASE = "dynamic_shared_memory_type = mmap\n"
+# For the statements that set passwords: they stay out of the log, and work, whatever the settings for all others.
+CALM = (
+    "-c log_statement=none -c log_min_duration_statement=-1 -c log_duration=off -c statement_timeout=0"
+    " -c default_transaction_read_only=off -c synchronous_commit=local"
+)
+# Settings that take several values, which ALTER SYSTEM would take for one.
+LISTS = (
+    "shared_preload_libraries",
+    "session_preload_libraries",
+    "local_preload_libraries",
+    "search_path",
+    "temp_tablespaces",
+)
 TROUBLE = re.compile(
-    r"(?:FATAL|PANIC|ERROR):\s+(?!the database system is)(.+)"
+    r"(?:FATAL|PANIC|ERROR):\s+(?!\s|the database system is|configuration file .* contains errors)(.+)"
     r"|LOG:\s+(.*(?:configuration parameter|invalid value|syntax error|could not bind|outside the valid range).*)"
     r"|^postgres: (.+)",
     re.MULTILINE,
@@ -76,7 +87,7 @@ class Postgres(Node):
         if port is not None and (isinstance(port, bool) or not isinstance(port, int)):
             raise SettingError(f"port takes a whole number, not {port!r}")
         configuration.check_names(settings, REFUSED)
-        text = BASE + (f"{conf.rstrip()}\n" if conf else "") + configuration.postgres_lines(settings)
+        text = (f"{conf.rstrip()}\n" if conf else "") + configuration.postgres_lines(settings)
         runtime = backends.choose(backend)
         program = runtime.prepare("postgres", port=port, on_disk=on_disk)
         try:
@@ -115,8 +126,9 @@ class Postgres(Node):
     def pgbouncer(self, *, ini: str | None = None, **settings: Value) -> PgBouncer:
         """Put a PgBouncer in front of this server; any number of them.
 
-        Keywords are settings of pgbouncer.ini's section [pgbouncer]; ``ini`` is the text of such a file. What it does
-        not say about where to listen, whom to let in and which server stands behind is added; ``.ini`` shows the result.
+        Keywords are settings of pgbouncer.ini's section [pgbouncer]; ``ini`` is the text of such a file. Where to
+        listen is always added, and what it does not say about whom to let in and which server stands behind;
+        ``.ini`` shows the result.
 
         Raises SettingError, ProgramMissing, StartError.
         """
@@ -126,6 +138,16 @@ class Postgres(Node):
         )
         self._fronts.append(bouncer)
         return bouncer
+
+    def relay(self, **settings: Value) -> Relay:
+        """Put a TCP relay in front: ``delay_ms`` for each direction, ``to_server`` and ``to_client`` False for mute.
+
+        Its settings change while connections are open: ``with relay.settings(delay_ms=10): …``. Raises SettingError.
+        """
+        self._must_run()
+        relay = Relay.in_front_of(self, settings)
+        self._fronts.append(relay)
+        return relay
 
     def reload(self) -> None:
         """Have the server read its configuration again (SIGHUP); returns when new connections see it."""
@@ -141,15 +163,21 @@ class Postgres(Node):
     def _arguments(self) -> list[str]:
         """On the command line stands what no configuration file may change."""
         host, port = self._program.listen
+        data = f"{self._program.directory}/data"
         fixed = {
             "listen_addresses": host,
             "port": port,
             "unix_socket_directories": self._program.directory,
+            "data_directory": data,
+            "hba_file": f"{data}/pg_hba.conf",
+            "ident_file": f"{data}/pg_ident.conf",
+            "external_pid_file": "",
+            "dynamic_shared_memory_type": "mmap",
             "logging_collector": "off",
             "log_destination": "stderr",
         }
         settings = [argument for name, value in fixed.items() for argument in ("-c", f"{name}={value}")]
-        return ["-D", f"{self._program.directory}/data", *settings]
+        return ["-D", data, *settings]
 
     def _configuration(self) -> str:
         return self._conf
@@ -162,7 +190,7 @@ class Postgres(Node):
         if self._opened:
             return
         first = url(self.address, SUPERUSER, self._program.secret, "postgres")
-        with psycopg.connect(first, autocommit=True, connect_timeout=5, options=QUIET) as connection:
+        with psycopg.connect(first, autocommit=True, connect_timeout=5, options=CALM) as connection:
             for login in self._logins.values():
                 secret = connection.pgconn.encrypt_password(
                     login.password.encode(), login.name.encode(), b"scram-sha-256"
@@ -182,8 +210,7 @@ class Postgres(Node):
             old = self._shown(settings)
             try:
                 for name, value in settings.items():
-                    change = sql.SQL("alter system set {} = {}")
-                    connection.execute(change.format(sql.Identifier(name), str(_plain(value))))
+                    connection.execute(_alter_system(name, value))
             except psycopg.Error as problem:
                 self._program.write("data/postgresql.auto.conf", file)
                 raise SettingError(f"PostgreSQL {self.version} refuses: {problem}") from problem
@@ -191,7 +218,8 @@ class Postgres(Node):
             self._apply(how)
         except StartError as problem:
             self._restore(Change(self.label, how, {}, old, file))
-            raise SettingError(str(problem)) from problem
+            wanted = ", ".join(configuration.postgres_lines(settings).splitlines())
+            raise SettingError(f"with {wanted} {problem.reason}. It runs with the old settings again") from problem
         return Change(self.label, how, self._shown(settings), old, file)
 
     def _restore(self, change: Change) -> None:
@@ -219,16 +247,21 @@ class Postgres(Node):
             return {name: connection.execute(query, [name]).fetchall()[0]["shown"] for name in settings}
 
     def _reason(self, log: str) -> str:
-        match = TROUBLE.search(log)
+        match = TROUBLE.search(log) or re.search(r"LOG:\s+(.+)", log)
         return next(filter(None, match.groups())).strip() if match else ""
 
     def _hint(self, reason: str) -> str:
-        if "unrecognized configuration parameter" in reason:
-            return f"check the setting's name: {DOCUMENTATION}"
+        if match := re.search(r'unrecognized configuration parameter "([^"]+)"', reason):
+            near = configuration.did_you_mean(match.group(1), configuration.POSTGRES_NAMES)
+            return near or f"check the setting's name: {DOCUMENTATION}"
         if "Address already in use" in reason:
             return "leave the port out to get one that is free"
-        return ""
+        return f"{DOCUMENTATION} says what each setting takes" if "invalid value" in reason else ""
 
 
-def _plain(value: Value) -> Value:
-    return ("on" if value else "off") if isinstance(value, bool) else value
+def _alter_system(name: str, value: Value) -> sql.Composed:
+    text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+    values = [part.strip() for part in text.split(",")] if name.lower() in LISTS else [text]
+    return sql.SQL("alter system set {} = {}").format(
+        sql.Identifier(name), sql.SQL(", ").join(map(sql.Literal, values))
+    )

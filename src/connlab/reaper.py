@@ -7,7 +7,7 @@ it starts in a few milliseconds and works while the environment around it is bei
 An *owner directory* holds a file ``lock``, locked for as long as the owner lives (a POSIX lock: the kernel
 frees it with the process, and forked children do not inherit it), and a directory for each server. A process
 belongs to a server when its working directory lies inside and its program is one that was started there (the
-file ``programs`` lists their folders; somebody's shell that looks around is none). PostgreSQL's backends make
+file ``programs`` lists them; somebody's shell that looks around is none). PostgreSQL's backends make
 sessions of their own, so that neither process groups nor parents find them once their postmaster is gone.
 """
 
@@ -31,29 +31,53 @@ GRACE = 2.0
 """Seconds that programs get to end by themselves (PostgreSQL then removes its shared memory)."""
 DEADLINE = 20.0
 IPC_RMID = 0
+CAP_SYS_PTRACE = 19
+LINUX = sys.platform == "linux"
 
 
 def processes_in(directory: Path) -> list[int]:
     """The pids of the programs that were started in ``directory``, and of their children."""
-    inside, folders = f"{directory}/", set(_program_folders(directory))
-    return [
-        pid
-        for pid, cwd, program in _processes()
-        if f"{cwd}/".startswith(inside) and os.path.dirname(program) in folders
-    ]
+    inside, programs = f"{directory}/", set(_programs(directory))
+    with _eyes_of_its_owner(directory):
+        return [pid for pid, cwd, program in _processes() if f"{cwd}/".startswith(inside) and program in programs]
 
 
-def note_program(directory: Path, program: str) -> None:
-    """Write down that ``program`` is about to be started in ``directory``."""
+def note_programs(directory: Path, programs: Iterable[str]) -> None:
+    """Write down that ``programs`` are about to be started in ``directory``, or to be started by each other."""
     with (directory / PROGRAMS).open("a") as file:
-        file.write(f"{os.path.dirname(os.path.realpath(program))}\n")
+        file.writelines(f"{os.path.realpath(program)}\n" for program in programs)
 
 
-def _program_folders(directory: Path) -> list[str]:
+def _programs(directory: Path) -> list[str]:
     try:
         return (directory / PROGRAMS).read_text().splitlines()
     except FileNotFoundError:
         return []
+
+
+@contextlib.contextmanager
+def _eyes_of_its_owner(directory: Path) -> Iterator[None]:
+    """Let this thread, and no other, look at processes as the user whom ``directory`` belongs to.
+
+    Root as it is in a container lacks CAP_SYS_PTRACE, without which it does not see where another user's processes
+    work (proc(5), proc_pid_cwd); they see it of each other, and the kernel asks for setfsuid(2)'s user.
+    """
+    if not LINUX or os.geteuid() != 0 or _may_see_all() or not directory.exists():
+        yield
+        return
+    owner, libc = directory.stat(), ctypes.CDLL(None)
+    try:
+        libc.setfsgid(owner.st_gid)
+        libc.setfsuid(owner.st_uid)
+        yield
+    finally:
+        libc.setfsuid(os.geteuid())
+        libc.setfsgid(os.getegid())
+
+
+def _may_see_all() -> bool:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return any(line.startswith("CapEff:") and int(line.split()[1], 16) >> CAP_SYS_PTRACE & 1 for line in lines)
 
 
 def kill_processes(directory: Path, *, grace: float = GRACE) -> list[int]:
@@ -85,7 +109,8 @@ def send(pid: int, number: int) -> None:
 def remove_tree(directory: Path) -> None:
     """Remove one server's directory, its processes and its System V shared memory."""
     pids = kill_processes(directory)
-    remove_shared_memory(directory, pids)
+    with contextlib.suppress(FileNotFoundError):  # another thread has removed it meanwhile
+        remove_shared_memory(directory, pids)
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -100,10 +125,27 @@ def remove_shared_memory(directory: Path, creators: Iterable[int]) -> None:
     known: set[int] = set()
     for file in directory.glob("**/postmaster.pid"):
         lines = file.read_text(errors="replace").split("\n")
-        pids.update(int(word) for word in lines[:1] if word.strip().isdigit())
+        pids.update(abs(int(word)) for word in lines[:1] if word.strip("- ").isdigit())  # negative: initdb's
         known.update(int(line.split()[1]) for line in lines[6:7] if len(line.split()) == 2)
-    for segment in _unused_segments(directory.stat().st_uid, pids, known):
-        ctypes.CDLL(None).shmctl(segment, IPC_RMID, None)
+    owner = directory.stat()
+    for segment in _unused_segments(owner.st_uid, pids, known):
+        if ctypes.CDLL(None).shmctl(segment, IPC_RMID, None) and os.geteuid() == 0:
+            _remove_segment_as(owner, segment)
+
+
+def _remove_segment_as(owner: os.stat_result, segment: int) -> None:
+    """Root in a container (without CAP_SYS_ADMIN) may not remove another user's segment; that user may."""
+    import subprocess  # only here: it would slow the watchdog's start
+
+    with contextlib.suppress(OSError):
+        subprocess.run(
+            ["ipcrm", "-m", str(segment)],
+            user=owner.st_uid,
+            group=owner.st_gid,
+            extra_groups=[],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
 
 def _unused_segments(uid: int, creators: set[int], known: set[int]) -> list[int]:
@@ -183,6 +225,9 @@ def lock_file(path: Path, *, wait: bool) -> int | None:
     except OSError:
         os.close(descriptor)
         return None
+    except BaseException:  # interrupted; a lock that nobody knows of would stay until our end
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -207,6 +252,9 @@ def watch(owner_pid: int, owners: list[Path]) -> None:
     for owner in owners:
         if owner.is_dir():
             _reap_soon(owner)
+        elif owner.parent.is_dir():
+            with root_lock(owner.parent):  # which removes it, had the owner just made it
+                pass
 
 
 def _reap_soon(owner: Path) -> None:

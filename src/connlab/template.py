@@ -1,20 +1,13 @@
 """The initialised data directory: made once per version, cloned for each server.
 
-``initdb`` takes about a second; a clone a few hundredths. The cache holds, for each PostgreSQL, ``data`` (a
+``initdb`` takes about a second; a clone a few hundredths. The cache holds, for each PostgreSQL, ``data.pack`` (a
 stopped server's directory with the sample schema) and ``password`` (its superuser's, replaced at every start).
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import pwd
 import secrets
-import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,6 +16,8 @@ import psycopg
 
 from connlab import places
 from connlab.errors import StartError
+from connlab.once import made_once
+from connlab.pack import pack
 from connlab.programs import PostgresPrograms
 from connlab.runtime.process import LocalProgram, wait_until
 
@@ -37,14 +32,12 @@ host   replication  all  all  scram-sha-256
 INITDB = ["--username", SUPERUSER, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"]
 # Small WAL segments make a small clone.
 INITDB += ["--wal-segsize", "1", "--no-sync", "--no-instructions"]
-
-
-_THREADS = threading.Lock()  # file locks exclude processes, not the threads of one
+LITTLE_WAL = ["-c", "min_wal_size=2MB", "-c", "max_wal_size=2MB", "-c", "wal_recycle=off"]
 
 
 @dataclass(frozen=True)
 class Template:
-    """An initialised data directory in the cache, and its superuser's password."""
+    """An initialised data directory, packed (``connlab.pack``) in the cache, and its superuser's password."""
 
     data: Path
     password: str
@@ -53,46 +46,20 @@ class Template:
 def initialised(postgres: PostgresPrograms) -> Template:
     """The template for this PostgreSQL; made when it is missing, by one process however many ask."""
     place = places.cache_dir() / "templates" / _key(postgres)
-    if not place.is_dir():
-        place.parent.mkdir(exist_ok=True)
-        with _THREADS, _lock(place.parent / f"{place.name}.lock"):
-            if not place.is_dir():
-                _make(postgres, place)
-    return Template(place / "data", (place / "password").read_text())
+    return made_once(place, lambda scratch: _make(postgres, scratch), _usable)
 
 
-def clone(source: Path, target: Path, account: pwd.struct_passwd | None) -> None:
-    """Copy a data directory, readable for ``account`` (None: us) alone. Raises OSError, as for a full disk.
-
-    Faster than ``shutil.copytree`` by a factor of two, for it looks at no file's times and rights.
-    """
-    target.mkdir(mode=0o700)
-    if account:
-        os.chown(target, account.pw_uid, account.pw_gid)
-    with os.scandir(source) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                clone(Path(entry.path), target / entry.name, account)
-            else:
-                _copy_file(entry.path, f"{target}/{entry.name}", account)
-
-
-def _copy_file(source: str, target: str, account: pwd.struct_passwd | None) -> None:
-    with open(source, "rb", buffering=0) as origin:
-        copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            if account:
-                os.fchown(copy, account.pw_uid, account.pw_gid)
-            while data := origin.read(1 << 20):
-                os.write(copy, data)
-        finally:
-            os.close(copy)
+def _usable(place: Path) -> Template | None:
+    """The template there, or None: the cache may be deleted at any time, by halves too."""
+    if not (place / "data.pack").is_file() or not (place / "password").is_file():
+        return None
+    return Template(place / "data.pack", (place / "password").read_text())
 
 
 def _key(postgres: PostgresPrograms) -> str:
     """Another version, build, schema or way of initialising gets another template."""
     program = postgres.bin / "postgres"
-    parts = [str(program.resolve()), str(program.stat().st_mtime_ns), _schema(), HBA, *INITDB]
+    parts = [str(program.resolve()), str(program.stat().st_mtime_ns), _schema(), HBA, *INITDB, "packed"]
     return f"{postgres.version}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
 
@@ -100,33 +67,16 @@ def _schema() -> str:
     return resources.files("connlab").joinpath("schema.sql").read_text()
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _make(postgres: PostgresPrograms, place: Path) -> None:
-    """Initialise where servers run, so that the watchdog sees to it; then copy to the cache and rename."""
+def _make(postgres: PostgresPrograms, scratch: Path) -> None:
+    """Initialise where servers run, so that the watchdog sees to it; then copy to ``scratch``."""
     program = LocalProgram("template", postgres.bin / "postgres", postgres.version, postgres.environment, listens=False)
-    partial = place.parent / f"{place.name}.partial"
     try:
         password = _initdb(program)
         _load_schema(program, password)
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed; we hold the lock
-        partial.mkdir(mode=0o700)
-        clone(Path(program.directory) / "data", partial / "data", None)
-        (partial / "password").touch(mode=0o600)
-        (partial / "password").write_text(password)
-        partial.rename(place)
-    except OSError as problem:
-        raise StartError(f"cannot make the initialised data directory {place}: {problem}") from problem
+        pack(Path(program.directory) / "data", scratch / "data.pack")
+        (scratch / "password").touch(mode=0o600)
+        (scratch / "password").write_text(password)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         program.remove()
 
 
@@ -134,7 +84,9 @@ def _initdb(program: LocalProgram) -> str:
     password = secrets.token_urlsafe(24)
     program.write("password", password)
     data = f"{program.directory}/data"
-    program.run("initdb", ["--pgdata", data, "--pwfile", f"{program.directory}/password", *INITDB])
+    # Files instead of POSIX shared memory, which is small in containers and stays when initdb is killed.
+    files = ["--set", "dynamic_shared_memory_type=mmap"] if program.version >= (16,) else []
+    program.run("initdb", ["--pgdata", data, "--pwfile", f"{program.directory}/password", *INITDB, *files])
     program.write("data/pg_hba.conf", HBA)
     return password
 
@@ -143,7 +95,8 @@ def _load_schema(program: LocalProgram, password: str) -> None:
     """Run the schema through the socket, then stop the server in order."""
     data = f"{program.directory}/data"
     sockets = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={program.directory}"]
-    program.start(["-D", data, "-c", "fsync=off", "-c", "autovacuum=off", *sockets])
+    quick = ["-c", "fsync=off", "-c", "autovacuum=off", "-c", "dynamic_shared_memory_type=mmap"]
+    program.start(["-D", data, *quick, *LITTLE_WAL, *sockets])
     login = psycopg.conninfo.make_conninfo(host=program.directory, user=SUPERUSER, password=password)
     first, second = _schema().split("\\connect shop")
     _until_it_answers(program, f"{login} dbname=postgres")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from connlab import programs, template
 from connlab.errors import ConnlabError
+from connlab.pack import unpack
 from connlab.runtime import Program
 from connlab.runtime.process import LocalProgram, no_room
 
@@ -37,7 +38,7 @@ class LocalRuntime:
             secret=made.password,
         )
         try:
-            template.clone(made.data, Path(program.directory) / "data", program.account)
+            unpack(made.data, Path(program.directory) / "data", program.account)
         except BaseException as problem:
             program.remove()
             if isinstance(problem, OSError):

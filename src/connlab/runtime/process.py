@@ -125,10 +125,13 @@ class LocalProgram:
         self.alive()  # collects the exit code
 
     def freeze(self) -> None:
-        """See ``Program``. The main process first: then it cannot fork any more."""
+        """See ``Program``. The main process first: then it cannot fork any more, once that one is through."""
         self.signal(signal.SIGSTOP)
-        for pid in reaper.processes_in(self._home):
-            reaper.send(pid, signal.SIGSTOP)
+        stopped: set[int] = set()
+        while more := set(reaper.processes_in(self._home)) - stopped:
+            for pid in more:
+                reaper.send(pid, signal.SIGSTOP)
+            stopped |= more
 
     def thaw(self) -> None:
         """See ``Program``."""
@@ -157,7 +160,7 @@ class LocalProgram:
         self._keep_at_exit()
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        reaper.note_program(self._home, command[0])
+        reaper.note_programs(self._home, {command[0], str(self._path)})
         try:
             return spawn(
                 command,

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -39,16 +39,31 @@ class _Spawner:
 
     def run(self, job: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
         done: Future[subprocess.Popen[bytes]] = Future()
-        self._jobs.put((job, done))
-        return done.result()
+        try:
+            self._jobs.put((job, done))
+            return done.result()
+        except BaseException:  # also an interrupt: nobody would know of what is started after it
+            if not done.cancel():
+                done.add_done_callback(_discard)
+                wait([done], timeout=5)
+            raise
 
     def _work(self) -> None:
         while True:
             job, done = self._jobs.get()
+            if not done.set_running_or_notify_cancel():
+                continue
             try:
                 done.set_result(job())
             except BaseException as problem:
                 done.set_exception(problem)
+
+
+def _discard(done: Future[subprocess.Popen[bytes]]) -> None:
+    """End what was started for somebody who has been interrupted."""
+    if done.exception() is None:
+        done.result().kill()
+        done.result().wait()
 
 
 _spawner: _Spawner | None = None
