@@ -10,21 +10,41 @@ Example:
     (1,)
 """
 
-from connlab.errors import ConnlabError, NodeStopped, ProgramMissing, SettingError, StartError, StateError
-from connlab.pgbouncer import PgBouncer
-from connlab.postgres import Postgres
-from connlab.relay import Relay
-from connlab.version import Version
+from __future__ import annotations
 
-__all__ = [
-    "ConnlabError",
-    "NodeStopped",
-    "PgBouncer",
-    "Postgres",
-    "ProgramMissing",
-    "Relay",
-    "SettingError",
-    "StartError",
-    "StateError",
-    "Version",
-]
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from connlab.errors import ConnlabError as ConnlabError
+    from connlab.errors import NodeStopped as NodeStopped
+    from connlab.errors import ProgramMissing as ProgramMissing
+    from connlab.errors import SettingError as SettingError
+    from connlab.errors import StartError as StartError
+    from connlab.errors import StateError as StateError
+    from connlab.pgbouncer import PgBouncer as PgBouncer
+    from connlab.postgres import Postgres as Postgres
+    from connlab.relay import Relay as Relay
+    from connlab.version import Version as Version
+
+# Looked up when first used: `connlab --help` and the watchdog need no database driver.
+_HOMES = {
+    "Postgres": "postgres",
+    "PgBouncer": "pgbouncer",
+    "Relay": "relay",
+    "Version": "version",
+    **dict.fromkeys(
+        ("ConnlabError", "NodeStopped", "ProgramMissing", "SettingError", "StartError", "StateError"), "errors"
+    ),
+}
+__all__ = tuple(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'connlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"connlab.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -240,7 +240,7 @@ class Node:
 
     def _try_path(self) -> None:
         self._prepare_access()
-        with psycopg.connect(self.dsn, connect_timeout=5, autocommit=True) as connection:
+        with psycopg.connect(self.dsn, connect_timeout=3, autocommit=True) as connection:
             connection.execute("select 1")
 
     def _start_error(self, mark: int, outcome: str) -> StartError:

@@ -111,7 +111,16 @@ def remove_tree(directory: Path) -> None:
     pids = kill_processes(directory)
     with contextlib.suppress(FileNotFoundError):  # another thread has removed it meanwhile
         remove_shared_memory(directory, pids)
+    _remove_directory(directory)
+
+
+def _remove_directory(directory: Path) -> None:
+    """Again until it is gone: a copy that was interrupted may still write a file or two."""
+    deadline = time.monotonic() + GRACE
     shutil.rmtree(directory, ignore_errors=True)
+    while directory.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_shared_memory(directory: Path, creators: Iterable[int]) -> None:

@@ -46,6 +46,7 @@ class _Spawner:
             if not done.cancel():
                 done.add_done_callback(_discard)
                 wait([done], timeout=5)
+                _discard(done)  # the callback may still be at it
             raise
 
     def _work(self) -> None:
@@ -61,7 +62,7 @@ class _Spawner:
 
 def _discard(done: Future[subprocess.Popen[bytes]]) -> None:
     """End what was started for somebody who has been interrupted."""
-    if done.exception() is None:
+    if done.done() and done.exception() is None:
         done.result().kill()
         done.result().wait()
 

@@ -1,0 +1,203 @@
+"""Looks at what the course needs, without downloading anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from connlab import backends, jupyter, places, programs, reaper
+from connlab.errors import ConnlabError, ProgramMissing
+from connlab.version import Version
+
+PREPARES = Version((1, 21))
+"""The first PgBouncer with prepared statements in transaction mode: pgbouncer.org/changelog.html."""
+NO_DOCKER = "this version of connlab runs servers as local processes only; it has no docker backend"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    good: bool
+    what: str
+    where: str
+    notes: Sequence[str] = ()
+    """What else is to be said about it: the ways out when it is not good."""
+    ways_out: Sequence[str] = ()
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Whether servers could start now with nothing downloaded, and why or why not."""
+
+    usable: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that was looked at."""
+
+    checks: tuple[Check, ...]
+    backends: dict[str, Backend]
+    postgres: str | None
+    pgbouncer: str | None
+    chosen: str | None
+    """The backend that lessons get; None when the one they would get is not usable."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a usable backend."""
+        return any(backend.usable for backend in self.backends.values())
+
+
+def look() -> Findings:
+    """Look at everything. Starts no server, and runs programs only for their versions.
+
+    Example:
+        >>> look().backends["local"].usable
+        True
+    """
+    postgres, pgbouncer, room = _postgres(), _pgbouncer(), _room()
+    found = {"local": _local([postgres, pgbouncer, room]), "docker": Backend(False, NO_DOCKER)}
+    docker = Check(found["docker"].usable, "docker", found["docker"].why)
+    checks = (_python(), _jupyterlab(), _notebooks(), postgres, pgbouncer, room, _state(), docker, _choice(found))
+    return Findings(checks, found, postgres.version, pgbouncer.version, _chosen(found))
+
+
+def as_json(found: Findings) -> str:
+    """The findings as other programs read them."""
+    usable = {name: {"usable": backend.usable, "why": backend.why} for name, backend in found.backends.items()}
+    versions = {"postgres": found.postgres, "pgbouncer": found.pgbouncer}
+    return json.dumps({"backends": usable, **versions, "chosen": found.chosen}, indent=2, ensure_ascii=False)
+
+
+def as_text(found: Findings) -> str:
+    """The findings for a person, a line for each thing and below it what to do."""
+    return "\n".join(line for check in found.checks for line in _lines(check))
+
+
+def ways_out(found: Findings) -> str:
+    """What to do when no backend is usable."""
+    ways = [f"  - {way}" for check in found.checks if not check.good for way in check.ways_out]
+    return "\n".join(["No backend is usable. Ways out:", *dict.fromkeys(ways)])
+
+
+def _lines(check: Check) -> list[str]:
+    mark = "✓" if check.good else "✗"
+    label = f"{check.what} {check.version}" if check.version else check.what
+    below = [*check.notes, *(f"way out: {way}" for way in check.ways_out)]
+    return [f"{mark} {label:<20} {check.where}", *(f"    {line}" for line in below)]
+
+
+# --- the things ---------------------------------------------------------------------------------------------
+
+
+def _postgres() -> Check:
+    try:
+        found = programs.find_postgres()
+    except ConnlabError as problem:
+        return _missing("PostgreSQL", problem)
+    return Check(True, "PostgreSQL", f"{found.bin} ({found.source})", version=str(found.version))
+
+
+def _pgbouncer() -> Check:
+    try:
+        found = programs.find_pgbouncer(fetch=False)
+    except ConnlabError as problem:
+        return _missing("PgBouncer", problem)
+    notes = [] if found.version >= PREPARES else [_no_prepared_statements(found.version)]
+    return Check(True, "PgBouncer", f"{found.path} ({found.source})", notes, version=str(found.version))
+
+
+def _no_prepared_statements(version: Version) -> str:
+    return (
+        f"{version} has no prepared statements in transaction mode, which need {PREPARES}; "
+        "the lessons work and say what differs. CONNLAB_PGBOUNCER=/path/to/pgbouncer chooses another."
+    )
+
+
+def _room() -> Check:
+    try:
+        cache, place = places.cache_dir(), places.run_root()
+    except ConnlabError as problem:
+        return _missing("room for servers", problem)
+    free = shutil.disk_usage(place).free >> 20
+    with reaper.root_lock(place):  # removes it when nobody runs servers there
+        pass
+    return Check(True, "room for servers", f"{place} ({free} MB free); cache: {cache}")
+
+
+def _state() -> Check:
+    try:
+        return Check(True, "results", str(places.state_dir()))
+    except ConnlabError as problem:
+        return _missing("results", problem)
+
+
+def _python() -> Check:
+    return Check(True, "Python", sys.executable, version=platform.python_version())
+
+
+def _jupyterlab() -> Check:
+    try:
+        return Check(True, "JupyterLab", "in the same environment", version=metadata.version("jupyterlab"))
+    except metadata.PackageNotFoundError:
+        return Check(False, "JupyterLab", "not in this environment", ways_out=["run `uv sync` in the course's folder"])
+
+
+def _notebooks() -> Check:
+    try:
+        return Check(True, "notebooks", str(jupyter.course_dir() / Path(jupyter.NOTEBOOK).parent))
+    except ConnlabError as problem:
+        return _missing("notebooks", problem)
+
+
+def _missing(what: str, problem: ConnlabError) -> Check:
+    if isinstance(problem, ProgramMissing):
+        looked = [f"looked at: {line}" for line in problem.looked]
+        return Check(False, what, problem.what, looked, problem.ways_out)
+    first, *rest = str(problem).splitlines()
+    return Check(False, what, first, rest)
+
+
+# --- the backends -------------------------------------------------------------------------------------------
+
+
+def _local(needed: Sequence[Check]) -> Backend:
+    lacking = [check for check in needed if not check.good]
+    if not lacking:
+        return Backend(True, "; ".join(f"{check.what} {check.version or 'in'} {check.where}" for check in needed))
+    whys = [" ".join([check.where, *_one_of(check.ways_out)]) for check in lacking]
+    return Backend(False, " ".join(whys))
+
+
+def _one_of(ways: Sequence[str]) -> list[str]:
+    return [f"Ways out, one is enough: {'; '.join(ways)}."] if ways else []
+
+
+def _named() -> str:
+    return os.environ.get(backends.VARIABLE, "auto")
+
+
+def _chosen(found: dict[str, Backend]) -> str | None:
+    """What `Postgres.start()` would take."""
+    names = [name for name in found if _named() in ("auto", name)]
+    return next((name for name in names if found[name].usable), None)
+
+
+def _choice(found: dict[str, Backend]) -> Check:
+    chosen, how = _chosen(found), f"{backends.VARIABLE} says {_named()!r}"
+    if chosen:
+        return Check(True, "chosen backend", f"{chosen} ({how})" if _named() != "auto" else chosen)
+    if _named() == "auto":
+        return Check(False, "chosen backend", "none is usable")
+    return Check(False, "chosen backend", f"none: {how}", ways_out=[f"unset {backends.VARIABLE}"])
