@@ -144,8 +144,8 @@ def show_cure(pg: Postgres, admitted: int) -> None:
         answers, peaks = _served(pg, bouncer)
     _check_cure(answers, peaks)
     print(f"  {len(answers)} of {CLIENTS} clients were answered, by {len(set(answers))} backends (pg_backend_pid).")
-    print(f"  At most, in {peaks.looks} looks while they were asking:")
-    print(f"    SHOW POOLS        {peaks.clients} clients, {peaks.waiting} of them waiting; {peaks.servers} servers")
+    print(f"  The largest figures of {peaks.looks} looks while they were asking, not all of one moment:")
+    print(f"    SHOW POOLS        {peaks.clients} clients; {peaks.waiting} waiting; {peaks.servers} servers")
     print(f"    pg_stat_activity  {peaks.backends} sessions of these clients, where {admitted} had filled PostgreSQL")
 
 

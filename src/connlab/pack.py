@@ -38,13 +38,14 @@ def unpack(source: Path, target: Path, account: pwd.struct_passwd | None) -> Non
 
     Raises OSError, as for a full disk; what has been written by then stays.
     """
-    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        start = mapped.find(b"\n") + 1
-        folders, sizes = json.loads(mapped[:start])
-        for folder in ["", *folders]:
-            _make_folder(f"{target}/{folder}", account)
-        with memoryview(mapped) as contents:
-            _write_all(contents, _spans(sizes, start), str(target), account)
+    with source.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Not closed by hand: an interrupt leaves threads that still read, and Python closes it after the last of them.
+    start = mapped.find(b"\n") + 1
+    folders, sizes = json.loads(mapped[:start])
+    for folder in ["", *folders]:
+        _make_folder(f"{target}/{folder}", account)
+    _write_all(memoryview(mapped), _spans(sizes, start), str(target), account)
 
 
 def _spans(sizes: list[tuple[str, int]], start: int) -> list[Span]:
@@ -71,12 +72,11 @@ def _make_folder(path: str, account: pwd.struct_passwd | None) -> None:
 
 
 def _write_file(path: str, content: memoryview, account: pwd.struct_passwd | None) -> None:
-    with content:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            if account:
-                os.fchown(descriptor, account.pw_uid, account.pw_gid)
-            while content:
-                content = content[os.write(descriptor, content) :]
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if account:
+            os.fchown(descriptor, account.pw_uid, account.pw_gid)
+        while content:
+            content = content[os.write(descriptor, content) :]
+    finally:
+        os.close(descriptor)
