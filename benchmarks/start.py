@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -108,9 +107,7 @@ def initdb_and_pg_ctl() -> float:
         (path / "pw").chmod(0o644)
         began = time.perf_counter()
         program("initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={path}/pw", "--no-sync")
-        program(
-            "pg_ctl", "-D", data, "-w", "-l", path / "log", "-o", f"-p {port} -k {path} -h 127.0.0.1", "start"
-        )
+        program("pg_ctl", "-D", data, "-w", "-l", path / "log", "-o", f"-p {port} -k {path} -h 127.0.0.1", "start")
         try:
             ask(f"postgresql://postgres:secret@127.0.0.1:{port}/postgres")
             return time.perf_counter() - began

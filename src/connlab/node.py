@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import threading
@@ -51,6 +52,7 @@ class Node:
 
     def __init__(self, program: Program) -> None:
         self._program = program
+        self._maker = os.getpid()
         self._fronts: list[Node] = []
         self._stopped_log: str | None = None
         self._frozen = False
@@ -195,7 +197,8 @@ class Node:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if os.getpid() == self._maker:  # a forked child leaves the block too, and the server is its parent's
+            self.stop()
 
     # --- for the kinds of node ------------------------------------------------------------------------------
 

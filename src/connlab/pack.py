@@ -21,9 +21,12 @@ Span = tuple[str, int, int]
 """A file's name, and where its contents begin and end."""
 
 
-def pack(source: Path, target: Path) -> None:
-    """Write the tree below ``source`` into the file ``target``, readable for its owner alone."""
-    paths = sorted(source.rglob("*"))
+def pack(source: Path, target: Path, *, without: str = "") -> None:
+    """Write the tree below ``source`` into the file ``target``, readable for its owner alone.
+
+    Files that match ``without`` (a pattern as for a shell) are left out.
+    """
+    paths = [path for path in sorted(source.rglob("*")) if not (without and path.match(without))]
     folders = [str(path.relative_to(source)) for path in paths if path.is_dir()]
     files = [path for path in paths if path.is_file()]
     sizes = [(str(path.relative_to(source)), path.stat().st_size) for path in files]
