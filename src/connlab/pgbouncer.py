@@ -142,10 +142,7 @@ class PgBouncer(Node):
         return Change(self.label, how, {name: after[name] for name in settings}, old, change.file)
 
     def _restore(self, change: Change) -> None:
-        """A reload leaves alone what the file does not name: write the old values once, then the old file."""
-        reload = change.how == "reload"
-        self._apply(change.how, ini_with(change.file, "pgbouncer", change.old) if reload else change.file)
-        self._write_ini(change.file)
+        self._apply(change.how, change.file)
 
     def _apply(self, how: str, ini: str) -> None:
         mark = self.mark()
@@ -196,7 +193,7 @@ class PgBouncer(Node):
 
 
 def _reloadable(row: Mapping[str, str | None]) -> bool:
-    """Whether a reload sets it, and brings the old value back: no line in a file says "not set"."""
+    """Whether a reload sets it and, without its line, gives it its default again: "not set" is none it could give."""
     return row["changeable"] == "yes" and row["value"] is not None
 
 
