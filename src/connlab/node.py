@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import psycopg
@@ -21,6 +21,9 @@ from connlab.configuration import Change, Value
 from connlab.errors import NodeStopped, StartError
 from connlab.runtime import Address, Program
 from connlab.version import Version
+
+if TYPE_CHECKING:
+    from connlab.relay import Relay
 
 READY_WITHIN = 30.0
 """Seconds until a start is given up. A program that exits is reported at once."""
@@ -190,6 +193,18 @@ class Node:
         finally:
             if self._stopped_log is None:
                 self._restore(change)
+
+    def relay(self, **settings: Value) -> Relay:
+        """Put a TCP relay in front: ``delay_ms`` for each direction, ``to_server`` and ``to_client`` False for mute.
+
+        Its settings change while connections are open: ``with relay.settings(delay_ms=10): …``. Raises SettingError.
+        """
+        from connlab.relay import Relay  # a relay is a node itself
+
+        self._must_run()
+        relay = Relay.in_front_of(self, settings)
+        self._fronts.append(relay)
+        return relay
 
     def __enter__(self) -> Self:
         return self

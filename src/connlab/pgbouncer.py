@@ -13,7 +13,6 @@ from connlab import configuration
 from connlab.configuration import Change, Value, ini_values, ini_with
 from connlab.errors import SettingError, StartError
 from connlab.node import Login, Node, url
-from connlab.relay import Relay
 from connlab.runtime import Address, Program, Runtime
 from connlab.template import DATABASE
 from connlab.version import Version
@@ -90,16 +89,6 @@ class PgBouncer(Node):
     def ini(self) -> str:
         """The text of pgbouncer.ini that runs."""
         return self._ini
-
-    def relay(self, **settings: Value) -> Relay:
-        """Put a TCP relay in front: ``delay_ms`` for each direction, ``to_server`` and ``to_client`` False for mute.
-
-        Its settings change while connections are open: ``with relay.settings(delay_ms=10): …``. Raises SettingError.
-        """
-        self._must_run()
-        relay = Relay.in_front_of(self, settings)
-        self._fronts.append(relay)
-        return relay
 
     def reload(self) -> None:
         """Have PgBouncer read its configuration again (RELOAD in the console)."""

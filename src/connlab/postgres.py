@@ -16,7 +16,6 @@ from connlab.configuration import Change, Value
 from connlab.errors import SettingError, StartError
 from connlab.node import Login, Node, new_password, url
 from connlab.pgbouncer import CONSOLE, PgBouncer
-from connlab.relay import Relay
 from connlab.runtime import Program, Runtime
 from connlab.template import DATABASE, ROLE, SUPERUSER
 
@@ -138,16 +137,6 @@ class Postgres(Node):
         )
         self._fronts.append(bouncer)
         return bouncer
-
-    def relay(self, **settings: Value) -> Relay:
-        """Put a TCP relay in front: ``delay_ms`` for each direction, ``to_server`` and ``to_client`` False for mute.
-
-        Its settings change while connections are open: ``with relay.settings(delay_ms=10): …``. Raises SettingError.
-        """
-        self._must_run()
-        relay = Relay.in_front_of(self, settings)
-        self._fronts.append(relay)
-        return relay
 
     def reload(self) -> None:
         """Have the server read its configuration again (SIGHUP); returns when new connections see it."""

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from connlab import PgBouncer, Postgres
+from connlab import PgBouncer, Postgres, programs, template
 
 BACKENDS = ["local"]
 Start = Callable[..., Postgres]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def everything_is_here() -> None:
+    """What `connlab start` sees to before anything else: PgBouncer, and an initialised directory in the cache."""
+    programs.find_pgbouncer()
+    template.initialised(programs.find_postgres())
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -175,7 +176,8 @@ def test_several_servers_run_side_by_side(start: Start) -> None:
     assert [pg.value("select to_regclass('public.only_here') is null") for pg in servers] == [False, True, True]
 
 
-def test_on_disk_keeps_data_out_of_memory(start: Start, local_only: None) -> None:
+def test_on_disk_keeps_data_out_of_memory(start: Start, local_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(places.MEMORY))  # as where /tmp is in memory
     assert not in_memory(start(on_disk=True).value("show data_directory"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from connlab.runtime.spawn import spawn
 from connlab.version import Version
 
 LOG = "log"
+MAKE_ROOM = "a server needs about 60 MB; free some, run `connlab clean`, or set TMPDIR to another place"
 
 
 class LocalProgram:
@@ -89,7 +91,9 @@ class LocalProgram:
         except subprocess.TimeoutExpired:
             ended = f"not done after {seconds:g} s"
         if ended != "exit code 0":
-            raise StartError(f"{name} failed ({ended})", command=shlex.join(command), log=self.log(mark))
+            log = self.log(mark)
+            hint = MAKE_ROOM if os.strerror(errno.ENOSPC) in log else ""
+            raise StartError(f"{name} failed ({ended})", command=shlex.join(command), log=log, hint=hint)
 
     def command(self) -> str:
         """See ``Program``."""
@@ -203,5 +207,5 @@ def no_room(problem: OSError, directory: Path | str) -> StartError:
     free = shutil.disk_usage(place).free >> 20 if place.exists() else 0
     return StartError(
         f"cannot write to {directory}: {problem.strerror or problem} ({free} MB free there)",
-        hint="a server needs about 60 MB; free some, run `connlab clean`, or set TMPDIR to another place",
+        hint=MAKE_ROOM,
     )
