@@ -62,9 +62,9 @@ def _usable(place: Path) -> Template | None:
 
 
 def _key(postgres: PostgresPrograms) -> str:
-    """Another version, build, schema or way of initialising gets another template."""
+    """Another version, build, schema or way of initialising (all of it stands in this file) gets another template."""
     program = postgres.bin / "postgres"
-    parts = [str(program.resolve()), str(program.stat().st_mtime_ns), _schema(), HBA, *INITDB, FREE_SPACE_MAPS]
+    parts = [str(program.resolve()), str(program.stat().st_mtime_ns), _schema(), Path(__file__).read_text()]
     return f"{postgres.version}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
 

@@ -325,10 +325,10 @@ def newcomer(local_only: None) -> Iterator[Person]:
 
 @pytest.fixture
 def me(local_only: None) -> Iterator[Person]:
-    """Whoever runs the tests, with a home of its own."""
+    """Whoever runs the tests, with a home of its own and the cache that is filled already."""
     home = Path(tempfile.mkdtemp(prefix="connlab-test-"))
     home.chmod(0o755)
-    yield Person(environment={"HOME": str(home)})
+    yield Person(environment={"HOME": str(home), "XDG_CACHE_HOME": str(places.cache_dir().parent)})
     shutil.rmtree(home)
 
 
