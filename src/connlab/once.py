@@ -41,12 +41,15 @@ def made_once(folder: Path, build: Callable[[Path], object], usable: Callable[[P
                 _replace(folder, build)
                 found = usable(folder)
     except OSError as problem:
-        raise StateError(
-            f"cannot make {folder}: {problem}; set XDG_CACHE_HOME to a place that is writable"
-        ) from problem
+        raise StateError(f"cannot make {folder}: {problem}; make room or make it writable{_elsewhere()}") from problem
     if found is None:
         raise StateError(f"{folder} was made and cannot be used all the same; remove it and try again")
     return found
+
+
+def _elsewhere() -> str:
+    """The other way out, which root does not have: its cache is the machine's."""
+    return "" if os.geteuid() == 0 else ", or set XDG_CACHE_HOME to a place that is"
 
 
 def _replace(folder: Path, build: Callable[[Path], object]) -> None:

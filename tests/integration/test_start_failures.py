@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -252,6 +253,19 @@ def test_a_program_that_exits_is_reported_at_once(server: Postgres, stand_in: Ca
 def test_a_program_that_is_killed_is_reported_at_once(server: Postgres, stand_in: Callable[..., Path]) -> None:
     stand_in("kill -9 $$")
     assert "it ended with signal SIGKILL" in str(failure(StartError, server.pgbouncer))
+
+
+def test_what_a_wrapper_script_runs_ends_with_the_failed_start(
+    server: Postgres, stand_in: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program that runs in the end is none that connlab started by name."""
+    monkeypatch.setattr(connlab.node, "READY_WITHIN", 0.5)
+    folder = stand_in('echo $$ > "$(dirname "$0")/pid"; exec sleep 77').parent
+    folder.chmod(0o777)  # the user that servers run as writes its pid there
+    failure(StartError, server.pgbouncer)
+    pid = int((folder / "pid").read_text())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_pgbouncer_through_which_nothing_gets_is_given_up(

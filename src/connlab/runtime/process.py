@@ -158,6 +158,7 @@ class LocalProgram:
         """See ``Program``."""
         if self._home.exists():
             reaper.remove_tree(self._home)
+        self.signal(signal.SIGKILL)  # a wrapper script's: it runs a program that we do not know by name
         self.alive()
         if self._port:
             self._port.release()
