@@ -75,7 +75,7 @@ class Postgres(Node):
         """Start a server and return once a query has gone through.
 
         Keywords are postgresql.conf settings; ``conf`` is the text of such a file, for lessons about it (the keywords
-        come after it and win). ``backend``: "local", "docker", or "auto", for which ``CONNLAB_BACKEND`` decides.
+        come after it and win). ``backend``: "local", or "auto", for which ``CONNLAB_BACKEND`` decides.
         ``port`` asks for one port instead of any free one; ``on_disk`` keeps the data out of memory.
 
         The database ``shop`` has tables users, accounts and orders, owned by the ordinary role ``app``.
