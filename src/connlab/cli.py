@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _never_fail_on_a_character(stream)
     given = parser().parse_args(arguments)
     try:
-        return cast(Callable[[argparse.Namespace], int], given.run)(given)
+        code = cast(Callable[[argparse.Namespace], int], given.run)(given)
+        sys.stdout.flush()  # here, where it may fail
+        return code
     except ConnlabError as problem:
         print(f"connlab {given.command}: {problem}", file=sys.stderr)
         return exit_code(problem)

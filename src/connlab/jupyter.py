@@ -203,6 +203,7 @@ class _Session:
         return False
 
     def _failure(self) -> ConnlabError:
+        sys.stdout.flush()  # what Jupyter has printed is in the log only then
         lines = self._log.read_text(errors="replace").splitlines()
         tail = "\n".join(f"    {line}" for line in lines[-LOG_TAIL:])
         return JupyterFailed(f"JupyterLab did not start: {self._problem}\nLast lines of its log {self._log}:\n{tail}")

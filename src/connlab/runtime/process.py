@@ -24,6 +24,8 @@ from connlab.runtime.spawn import spawn
 from connlab.version import Version
 
 LOG = "log"
+STOP_WITHIN = 10.0
+"""Seconds that the kernel gets to end a killed process."""
 MAKE_ROOM = "a server needs about 60 MB; free some, run `connlab clean`, or set TMPDIR to another place"
 
 
@@ -158,8 +160,9 @@ class LocalProgram:
         """See ``Program``."""
         if self._home.exists():
             reaper.remove_tree(self._home)
-        self.signal(signal.SIGKILL)  # a wrapper script's: it runs a program that we do not know by name
-        self.alive()
+        if self._process is not None and self.alive():  # a wrapper script runs a program that we do not know by name
+            self.signal(signal.SIGKILL)
+            self._process.wait(STOP_WITHIN)
         if self._port:
             self._port.release()
         self._keep_at_exit()
