@@ -32,6 +32,8 @@ class Check:
     """What else is to be said about it: the ways out when it is not good."""
     ways_out: Sequence[str] = ()
     version: str | None = None
+    needed: bool = True
+    """Whether something is wrong when it is not good."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def look() -> Findings:
     """
     postgres, pgbouncer, room = _postgres(), _pgbouncer(), _room()
     found = {"local": _local([postgres, pgbouncer, room]), "docker": Backend(False, NO_DOCKER)}
-    docker = Check(found["docker"].usable, "docker", found["docker"].why)
+    docker = Check(found["docker"].usable, "docker", found["docker"].why, needed=False)
     checks = (_python(), _jupyterlab(), _notebooks(), postgres, pgbouncer, room, _state(), docker, _choice(found))
     return Findings(checks, found, postgres.version, pgbouncer.version, _chosen(found))
 
@@ -92,7 +94,7 @@ def ways_out(found: Findings) -> str:
 
 
 def _lines(check: Check) -> list[str]:
-    mark = "✓" if check.good else "✗"
+    mark = "✓" if check.good else "✗" if check.needed else "–"
     label = f"{check.what} {check.version}" if check.version else check.what
     below = [*check.notes, *(f"way out: {way}" for way in check.ways_out)]
     return [f"{mark} {label:<20} {check.where}", *(f"    {line}" for line in below)]
