@@ -94,7 +94,7 @@ def ways_out(found: Findings) -> str:
 
 
 def _lines(check: Check) -> list[str]:
-    mark = "✓" if check.good else "✗" if check.needed else "–"
+    mark = "✓" if check.good else "✗" if check.needed else "-"
     label = f"{check.what} {check.version}" if check.version else check.what
     below = [*check.notes, *(f"way out: {way}" for way in check.ways_out)]
     return [f"{mark} {label:<20} {check.where}", *(f"    {line}" for line in below)]
