@@ -47,6 +47,7 @@ class LocalProgram:
         self.kind, self.version, self.secret, self.account = kind, version, secret, server_account()
         self._path, self._environment = path, environment
         self._process: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
         self._starter, self._command = os.getpid(), [str(path)]
         self._reaping = threading.Lock()
         self._port = ports.hold(port) if listens else None
@@ -160,12 +161,21 @@ class LocalProgram:
         """See ``Program``."""
         if self._home.exists():
             reaper.remove_tree(self._home)
-        if self._process is not None and self.alive():  # a wrapper script runs a program that we do not know by name
-            self.signal(signal.SIGKILL)
-            self._process.wait(STOP_WITHIN)
+        self._end_children()
         if self._port:
             self._port.release()
         self._keep_at_exit()
+
+    def _end_children(self) -> None:
+        """Collect what has ended; end what lives on, as what a wrapper script runs, which we do not know by name."""
+        if self._starter != os.getpid():
+            return
+        for process in self._started:
+            with self._reaping:
+                if process.poll() is None:
+                    process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_WITHIN)
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         reaper.note_programs(self._home, {command[0], str(self._path)})
@@ -176,6 +186,7 @@ class LocalProgram:
                 log=self._home / LOG,
                 account=self.account,
                 environment=self._environment,
+                started=self._started,
             )
         except OSError as problem:
             raise StartError(f"{command[0]} cannot be run: {problem}", command=shlex.join(command)) from problem

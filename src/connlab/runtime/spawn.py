@@ -77,8 +77,11 @@ def spawn(
     log: Path,
     account: pwd.struct_passwd | None,
     environment: Mapping[str, str],
+    started: list[subprocess.Popen[bytes]],
 ) -> subprocess.Popen[bytes]:
     """Start ``command`` in ``cwd`` as ``account`` (None: as ourselves), appending its output to ``log``.
+
+    The process is in ``started`` before anything else can happen: an interrupt may keep it from being returned.
 
     Its environment is ``environment`` with a plain PATH and the C locale, nothing of ours. Raises OSError.
     """
@@ -89,7 +92,7 @@ def spawn(
 
     def start() -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
@@ -103,6 +106,8 @@ def spawn(
                 umask=0o077,
                 preexec_fn=(lambda: _die_with(parent)) if _PRCTL else None,
             )
+        started.append(process)
+        return process
 
     return _spawner.run(start)
 
