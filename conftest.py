@@ -6,7 +6,9 @@ pytest inside a test; it has to be named here because pytest takes plugins from 
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Generator
 
 import pytest
 
@@ -14,6 +16,33 @@ pytest_plugins = ["pytester", "notebook_guard"]
 
 # The fast setting of every notebook: fewer repetitions, the same lesson. CONNLAB_FAST=0 runs them at full length.
 os.environ.setdefault("CONNLAB_FAST", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which backends the tests run on."""
+    parser.addoption(
+        "--backends",
+        type=_backends,
+        default=["local"],
+        help="local (the default), docker, or both with a comma between: the tests run once on each",
+    )
+
+
+def _backends(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= {"local", "docker"}:
+        raise argparse.ArgumentTypeError(f"{text!r}: write local, docker, or local,docker")
+    return names
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where docker was asked for, a test of it that is skipped has not been run, which is a failure."""
+    report = yield
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if report.skipped and parameters.get("backend") == "docker":
+        report.outcome, report.longrepr = "failed", f"skipped, though --backends names docker: {report.longrepr}"
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

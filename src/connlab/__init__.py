@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connlab.errors import ConnlabError as ConnlabError
+    from connlab.errors import EngineError as EngineError
     from connlab.errors import NodeStopped as NodeStopped
     from connlab.errors import ProgramMissing as ProgramMissing
     from connlab.errors import SettingError as SettingError
@@ -34,7 +35,8 @@ _HOMES = {
     "Relay": "relay",
     "Version": "version",
     **dict.fromkeys(
-        ("ConnlabError", "NodeStopped", "ProgramMissing", "SettingError", "StartError", "StateError"), "errors"
+        ("ConnlabError", "EngineError", "NodeStopped", "ProgramMissing", "SettingError", "StartError", "StateError"),
+        "errors",
     ),
 }
 __all__ = tuple(_HOMES)

@@ -7,15 +7,25 @@ import os
 import shutil
 from pathlib import Path
 
-from connlab import janitor, places, reaper
+from connlab import engine, janitor, places, reaper
 from connlab.errors import ConnlabError
 
 
 def sweep() -> list[str]:
-    """Remove what dead processes have left; returns a line for each directory, or one that says there was none."""
-    removed = janitor.sweep()
+    """Remove what dead processes have left; returns a line for each of them, or one that says there was none."""
+    removed = [*janitor.sweep(), *_containers()]
     lines = [f"removed {directory}: its process {_pid(directory)} is gone" for directory in removed]
+    lines += [f"left {directory}: the Docker engine of its containers does not answer" for directory in janitor.dead()]
     return lines or ["nothing was left behind by processes that are gone"]
+
+
+def _containers() -> list[Path]:
+    """Of those whose directory is gone too, as after a restart of the machine."""
+    try:
+        address = engine.connect().address
+    except ConnlabError:
+        return []
+    return [Path(owner) for owner in janitor.sweep_engine(address)]
 
 
 def remove_cache() -> str:

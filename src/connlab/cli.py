@@ -38,9 +38,10 @@ exit codes:
 START = """\
 Open the course in JupyterLab.
 
-Gets PostgreSQL and PgBouncer ready first (once, that may take a minute), then runs JupyterLab and prints its
-address. The address contains a random key: whoever has it can run programs as you. JupyterLab listens on
-127.0.0.1 alone; Ctrl-C ends it, its kernels, and every server that a notebook has started.
+Gets PostgreSQL and PgBouncer ready first (once, that may take a minute): as programs of this machine, or as
+Docker images where CONNLAB_BACKEND=docker or nothing else can be had. Then runs JupyterLab and prints its address.
+The address contains a random key: whoever has it can run programs as you. JupyterLab listens on 127.0.0.1 alone;
+Ctrl-C ends it, its kernels, and every server that a notebook has started.
 
 A browser opens by itself only where there is a desktop. On a remote machine, forward the port over ssh;
 the command to type is printed with the address.
@@ -54,13 +55,15 @@ examples:
 DOCTOR = """\
 Look at what the course needs, and say where it was found or how to get it.
 
-Downloads nothing and starts no server. A backend is usable when a server could start now with nothing
-downloaded; when none is, the exit code is 3. Other programs of yours can be chosen with CONNLAB_POSTGRES
-(a bin directory) and CONNLAB_PGBOUNCER (a program).
+Starts no server, and downloads nothing without --fix. A backend is usable when a server could start now with
+nothing downloaded; when none is, the exit code is 3. The backend is chosen with CONNLAB_BACKEND (local or docker;
+else local where it is usable), and other programs of yours with CONNLAB_POSTGRES (a bin directory) and
+CONNLAB_PGBOUNCER (a program).
 """
 DOCTOR_EXAMPLES = """\
 examples:
   connlab doctor
+  connlab doctor --fix          first fetch PgBouncer, download postgres:18, build the images
   connlab doctor --json         {"backends": …, "postgres": …, "pgbouncer": …, "chosen": …}
   CONNLAB_POSTGRES=/usr/lib/postgresql/15/bin connlab doctor
 """
@@ -77,7 +80,7 @@ examples:
   CONNLAB_POSTGRES=/usr/lib/postgresql/15/bin connlab demo    with another PostgreSQL
 """
 CLEAN = """\
-Remove what servers have left behind whose process is gone, as after a power cut.
+Remove what servers have left behind whose process is gone, as after a power cut: processes, files, containers.
 
 Usually there is nothing: servers end with the process that started them, and the next one sweeps. Servers
 that somebody still uses are left alone. Results of the lessons (the folder .connlab) are kept.
@@ -87,6 +90,8 @@ examples:
   connlab clean
   connlab clean --cache         also initialised data directories and unpacked programs;
                                 the next `connlab start` makes them again
+  docker rmi connlab/postgres:18 connlab/pgbouncer
+                                the docker backend's images; `connlab doctor --fix` makes them again
 """
 
 
@@ -128,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--no-browser", action="store_true", help="do not open a browser, only print the address")
     start.add_argument("--port", type=_port, metavar="N", help="listen on this port or fail (8888 or the next free)")
     doctor = _command(commands, "doctor", _doctor, "say what is there and what is missing", DOCTOR, DOCTOR_EXAMPLES)
+    doctor.add_argument("--fix", action="store_true", help="first get every backend ready that can be")
     doctor.add_argument("--json", action="store_true", help="print the findings for a program to read")
     _command(commands, "demo", _demo, "a leak, a timeout and saturation in the terminal", DEMO, DEMO_EXAMPLES)
     clean = _command(commands, "clean", _clean, "remove what dead processes have left", CLEAN, CLEAN_EXAMPLES)
@@ -181,6 +187,11 @@ def _start(given: argparse.Namespace) -> int:
 def _doctor(given: argparse.Namespace) -> int:
     from connlab import doctor
 
+    if given.fix:
+        from connlab.prepare import everything
+        from connlab.progress import Progress
+
+        everything(Progress(sys.stderr if given.json else sys.stdout))
     found = doctor.look()
     print(doctor.as_json(found) if given.json else doctor.as_text(found))
     if found.usable:

@@ -8,17 +8,16 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from connlab import backends, jupyter, places, programs, reaper
+from connlab import backends, engine, images, jupyter, places, programs, reaper
 from connlab.errors import ConnlabError, ProgramMissing
 from connlab.version import Version
 
 PREPARES = Version((1, 21))
 """The first PgBouncer with prepared statements in transaction mode: pgbouncer.org/changelog.html."""
-NO_DOCKER = "this version of connlab runs servers as local processes only; it has no docker backend"
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Findings:
     checks: tuple[Check, ...]
     backends: dict[str, Backend]
     postgres: str | None
+    """The version that lessons get, as the next."""
     pgbouncer: str | None
     chosen: str | None
     """The backend that lessons get; None when the one they would get is not usable."""
@@ -68,10 +68,12 @@ def look() -> Findings:
         >>> look().backends["local"].usable
         True
     """
-    postgres, pgbouncer, room = _postgres(), _pgbouncer(), _room()
-    found = {"local": _local([postgres, pgbouncer, room]), "docker": Backend(False, NO_DOCKER)}
-    docker = Check(found["docker"].usable, "docker", found["docker"].why, needed=False)
+    docker, facts = _docker()
+    postgres, pgbouncer, room = _postgres(), _pgbouncer(facts.get("pgbouncer")), _room()
+    found = {"local": _local([postgres, pgbouncer, room]), "docker": _backend(docker)}
     checks = (_python(), _jupyterlab(), _notebooks(), postgres, pgbouncer, room, _state(), docker, _choice(found))
+    if _chosen(found) == "docker":
+        return Findings(checks, found, facts["postgres"], facts["pgbouncer"], "docker")
     return Findings(checks, found, postgres.version, pgbouncer.version, _chosen(found))
 
 
@@ -111,19 +113,20 @@ def _postgres() -> Check:
     return Check(True, "PostgreSQL", f"{found.bin} ({found.source})", version=str(found.version))
 
 
-def _pgbouncer() -> Check:
+def _pgbouncer(in_docker: str | None) -> Check:
     try:
         found = programs.find_pgbouncer(fetch=False)
     except ConnlabError as problem:
         return _missing("PgBouncer", problem)
-    notes = [] if found.version >= PREPARES else [_no_prepared_statements(found.version)]
+    notes = [] if found.version >= PREPARES else [_no_prepared_statements(found.version, in_docker)]
     return Check(True, "PgBouncer", f"{found.path} ({found.source})", notes, version=str(found.version))
 
 
-def _no_prepared_statements(version: Version) -> str:
+def _no_prepared_statements(version: Version, in_docker: str | None) -> str:
+    newer = f"CONNLAB_BACKEND=docker has PgBouncer {in_docker}" if in_docker else "the docker backend has a newer one"
     return (
-        f"{version} has no prepared statements in transaction mode, which need {PREPARES}; "
-        "the lessons work and say what differs. CONNLAB_PGBOUNCER=/path/to/pgbouncer chooses another."
+        f"{version} has no prepared statements in transaction mode, which need {PREPARES}; the lessons work and say "
+        f"what differs. Recommended: {newer}; CONNLAB_PGBOUNCER=/path/to/pgbouncer chooses another."
     )
 
 
@@ -163,6 +166,17 @@ def _notebooks() -> Check:
         return _missing("notebooks", problem)
 
 
+def _docker() -> tuple[Check, dict[str, str]]:
+    """The engine and its images; the versions of what is in them."""
+    try:
+        found = engine.connect()
+        facts = {kind: str(images.find(found, kind)[1].version) for kind in images.IMAGES}
+    except ConnlabError as problem:
+        return replace(_missing("docker", problem), needed=False), {}
+    where = f"{found.address}; PostgreSQL {facts['postgres']}, PgBouncer {facts['pgbouncer']}"
+    return Check(True, "docker", where, version=str(found.api.version()["Version"])), facts
+
+
 def _missing(what: str, problem: ConnlabError) -> Check:
     if isinstance(problem, ProgramMissing):
         looked = [f"looked at: {line}" for line in problem.looked]
@@ -182,24 +196,33 @@ def _local(needed: Sequence[Check]) -> Backend:
     return Backend(False, " ".join(whys))
 
 
+def _backend(check: Check) -> Backend:
+    return Backend(check.good, " ".join([check.where, *_one_of(check.ways_out)]))
+
+
 def _one_of(ways: Sequence[str]) -> list[str]:
     return [f"Ways out, one is enough: {'; '.join(ways)}."] if ways else []
 
 
-def _named() -> str:
-    return os.environ.get(backends.VARIABLE, "auto")
-
-
 def _chosen(found: dict[str, Backend]) -> str | None:
     """What `Postgres.start()` would take."""
-    names = [name for name in found if _named() in ("auto", name)]
+    try:
+        wanted = backends.named()
+    except ConnlabError:
+        return None
+    names = [name for name in found if wanted in ("auto", name)]
     return next((name for name in names if found[name].usable), None)
 
 
 def _choice(found: dict[str, Backend]) -> Check:
-    chosen, how = _chosen(found), f"{backends.VARIABLE} says {_named()!r}"
+    chosen, said = _chosen(found), os.environ.get(backends.VARIABLE)
+    how = f"{backends.VARIABLE} says {said!r}"
     if chosen:
-        return Check(True, "chosen backend", f"{chosen} ({how})" if _named() != "auto" else chosen)
-    if _named() == "auto":
-        return Check(False, "chosen backend", "none is usable")
-    return Check(False, "chosen backend", f"none: {how}", ways_out=[f"unset {backends.VARIABLE}"])
+        return Check(True, "chosen backend", f"{chosen} ({how})" if said else chosen)
+    if said:
+        return Check(False, "chosen backend", f"none: {how}", ways_out=[f"unset {backends.VARIABLE}"])
+    named = [name for name in backends.LOCAL_PROGRAMS if os.environ.get(name)]
+    if named and found["docker"].usable:
+        why = f"none: {' and '.join(named)} means the local backend, which is not usable"
+        return Check(False, "chosen backend", why, ways_out=[f"unset {' '.join(named)}"])
+    return Check(False, "chosen backend", "none is usable")

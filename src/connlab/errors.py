@@ -7,6 +7,7 @@
     ├── StartError          a server did not start, with its command, configuration and last log lines
     ├── SettingError        a setting is refused, unknown or has a value that the server does not take
     ├── NodeStopped         the server is stopped, killed or frozen and cannot do what was asked
+    ├── EngineError         the Docker engine has gone, or refuses what was asked of it
     └── StateError          a directory or lock of connlab's own cannot be used
 """
 
@@ -61,6 +62,10 @@ class SettingError(ConnlabError, ValueError):
 
 class NodeStopped(ConnlabError):
     """The server cannot do what was asked, for it is stopped, killed or frozen."""
+
+
+class EngineError(ConnlabError):
+    """The Docker engine does not answer any more, or refuses: what was asked of it, and what it says."""
 
 
 class StateError(ConnlabError, OSError):

@@ -1,8 +1,9 @@
 """Nothing survives: owner directories, the watchdog, the sweep of what dead processes left.
 
 Each process that starts servers is an *owner*. Its directories (one for each place that servers run in) are
-locked while it lives; one watchdog waits for its end and removes them. What even a watchdog could not
-remove, since the machine died or somebody killed it too, the next start sweeps.
+locked while it lives; one watchdog waits for its end and removes them, and the containers that carry their names.
+What even a watchdog could not remove, since the machine died, the engine had stopped or somebody killed it too, the
+next start sweeps.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from connlab import places, reaper
 
+HOST_LABEL = "connlab.host"
 _MUTEX = threading.RLock()
 
 
@@ -34,14 +37,25 @@ class Owner:
         self._numbers = itertools.count(1)
         self._stops: dict[int, Callable[[], None]] = {}
         self._watchdog: subprocess.Popen[bytes] | None = None
+        self._engines: dict[str, Path] = {}
 
     def server_directory(self, kind: str, *, on_disk: bool = False) -> Path:
         """A new name for a server's directory; the directory itself is the caller's to make."""
         with _MUTEX:
-            if self._watchdog is None:
-                self._watch()
-                sweep()
+            self._begin()
             return self._directory(places.run_root(on_disk=on_disk)) / f"{kind}-{next(self._numbers)}"
+
+    def container(self, kind: str, engine: str) -> tuple[str, dict[str, str]]:
+        """A name for a container or network on the engine at that address, and the labels by which it is found.
+
+        They must be on it from the moment it is made.
+        """
+        with _MUTEX:
+            self._begin()
+            if engine not in self._engines:
+                self._note_engine(self._directory(places.run_root()), engine)
+            labels = {reaper.OWNER_LABEL: str(self._engines[engine]), HOST_LABEL: host_label()}
+            return f"connlab-{kind}-{self.id}-{next(self._numbers)}", labels
 
     def at_exit(self, stop: Callable[[], None]) -> Callable[[], None]:
         """Have ``stop`` called when the process ends in order; returns what takes that back."""
@@ -58,6 +72,19 @@ class Owner:
                 self._stops[number]()
         for root in self._locks:
             reaper.reap(root / self.id)
+
+    def _begin(self) -> None:
+        """Before the first server: the watchdog, and an end to what others have left."""
+        if self._watchdog is None:
+            self._watch()
+            sweep()
+
+    def _note_engine(self, directory: Path, engine: str) -> None:
+        """Before the first container: whoever reaps this owner must know where to look."""
+        with (directory / reaper.ENGINES).open("a") as file:
+            file.write(f"{engine}\n")
+        self._engines[engine] = directory
+        sweep_engine(engine)
 
     def _directory(self, root: Path) -> Path:
         directory = root / self.id
@@ -115,12 +142,38 @@ def sweep() -> list[Path]:
         return [directory for root in places.run_roots() if root.is_dir() for directory in _sweep_root(root)]
 
 
+def sweep_engine(engine: str) -> list[str]:
+    """Remove containers and networks of this user whose owner's directory is gone, as after the machine went down.
+
+    Returns the directories. Empty when the engine at that address does not answer.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        found = reaper.labelled(engine, f"{HOST_LABEL}={host_label()}").values()
+        gone = sorted({owner for labels in found if not os.path.exists(owner := labels[reaper.OWNER_LABEL])})
+        return [owner for owner in gone if reaper.remove_labelled(engine, f"{reaper.OWNER_LABEL}={owner}")]
+    return []
+
+
+def host_label() -> str:
+    """Whose containers these are: an engine may serve several machines, as containers that share its socket are."""
+    return f"{socket.gethostname()}/{os.geteuid()}"
+
+
+def dead() -> list[Path]:
+    """The directories of owners that are gone, of this user."""
+    with _MUTEX:
+        return [directory for root in places.run_roots() if root.is_dir() for directory in _dead_in(root)]
+
+
 def _sweep_root(root: Path) -> list[Path]:
+    return [directory for directory in _dead_in(root) if reaper.reap(directory)]
+
+
+def _dead_in(root: Path) -> list[Path]:
     places.private_dir(root)
     mine = _owner.id if _owner is not None and _owner.pid == os.getpid() else ""
     with reaper.root_lock(root):  # no owner is between making and locking its directory now
-        dead = [path for path in root.iterdir() if path.is_dir() and path.name != mine and _is_dead(path)]
-    return [directory for directory in dead if reaper.reap(directory)]
+        return [path for path in root.iterdir() if path.is_dir() and path.name != mine and _is_dead(path)]
 
 
 def _is_dead(directory: Path) -> bool:

@@ -8,7 +8,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import dict_row, tuple_row
 
 from connlab.configuration import Change, Value
-from connlab.errors import NodeStopped, StartError
+from connlab.errors import ConnlabError, NodeStopped, StartError
 from connlab.runtime import Address, Program
 from connlab.version import Version
 
@@ -127,6 +127,23 @@ class Node:
         if self._stopped_log is None:
             return self._program.log(since)
         return self._stopped_log.encode()[since:].decode(errors="replace")
+
+    def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
+        """The text of the file /proc/<pid>/``name`` for each of its processes, or for ``pids``, wherever they run.
+
+        As the kernel gives it, but for newlines and zero bytes at its end.
+
+        A process that has ended is left out. The pids are those that ``pg_backend_pid()`` tells. Raises ConnlabError
+        where there is no /proc, as on macOS.
+
+        Example:
+            ``pg.proc("smaps_rollup")`` tells each process's memory, ``pg.proc("cmdline")`` what each one does
+        """
+        if not re.fullmatch("[a-z_]+", name):
+            raise ConnlabError(f"{name!r} is no file of a process in /proc; write a name such as 'smaps_rollup'")
+        self._must_run()
+        found = self._program.proc(name, pids)
+        return {pid: text.rstrip("\0\n") for pid, text in found.items()}
 
     # --- verbs ----------------------------------------------------------------------------------------------
 

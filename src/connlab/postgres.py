@@ -13,7 +13,7 @@ from psycopg import sql
 
 from connlab import backends, configuration
 from connlab.configuration import Change, Value
-from connlab.errors import SettingError, StartError
+from connlab.errors import ConnlabError, SettingError, StartError
 from connlab.node import Login, Node, new_password, url
 from connlab.pgbouncer import CONSOLE, PgBouncer
 from connlab.runtime import Program, Runtime
@@ -75,7 +75,8 @@ class Postgres(Node):
         """Start a server and return once a query has gone through.
 
         Keywords are postgresql.conf settings; ``conf`` is the text of such a file, for lessons about it (the keywords
-        come after it and win). ``backend``: "local", or "auto", for which ``CONNLAB_BACKEND`` decides.
+        come after it and win). ``backend``: "local", "docker", or "auto": what ``CONNLAB_BACKEND`` says, else local
+        where it is usable, else docker.
         ``port`` asks for one port instead of any free one; ``on_disk`` keeps the data out of memory.
 
         The database ``shop`` has tables users, accounts and orders, owned by the ordinary role ``app``.
@@ -114,8 +115,13 @@ class Postgres(Node):
 
     @property
     def socket_directory(self) -> str:
-        """The directory of the server's Unix socket: ``psycopg.connect(pg.dsn, host=pg.socket_directory)``."""
-        return self._program.directory
+        """The directory of the server's Unix socket: ``psycopg.connect(pg.dsn, host=pg.socket_directory)``.
+
+        Raises ConnlabError when it is inside a container.
+        """
+        if not self._program.socket_directory:
+            raise ConnlabError("the server's socket is inside its container; connect with pg.dsn, over TCP")
+        return self._program.socket_directory
 
     @property
     def conf(self) -> str:

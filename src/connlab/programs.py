@@ -58,6 +58,7 @@ _POSTGRES_WAYS_OUT = (
     "install PostgreSQL 14 or later: `sudo apt-get install postgresql`, `sudo dnf install postgresql-server`, "
     "`brew install postgresql@18`",
     "set CONNLAB_POSTGRES to the bin directory of a PostgreSQL, for example /usr/lib/postgresql/15/bin",
+    "use Docker, where you have it: CONNLAB_BACKEND=docker",
 )
 
 
@@ -313,6 +314,7 @@ def _no_pgbouncer(looked: list[str]) -> ProgramMissing:
     ways_out = [
         homebrew if platform.system() == "Darwin" else package,
         f"set CONNLAB_PGBOUNCER to a PgBouncer program, {OLDEST_PGBOUNCER} or later",
+        _POSTGRES_WAYS_OUT[3],
     ]
     if debian.unavailable() is None:
         ways_out.insert(0, "`connlab start` with a network, once: it unpacks this system's package into the cache")

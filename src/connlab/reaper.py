@@ -9,6 +9,9 @@ frees it with the process, and forked children do not inherit it), and a directo
 belongs to a server when its working directory lies inside and its program is one that was started there (the
 file ``programs`` lists them; somebody's shell that looks around is none). PostgreSQL's backends make
 sessions of their own, so that neither process groups nor parents find them once their postmaster is gone.
+
+An owner of containers has a file ``engines`` besides, with the address of each engine they run on; they and their
+networks carry the owner's directory as a label.
 """
 
 from __future__ import annotations
@@ -24,9 +27,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 LOCK = "lock"
 PROGRAMS = "programs"
+ENGINES = "engines"
+OWNER_LABEL = "connlab.owner"
 GRACE = 2.0
 """Seconds that programs get to end by themselves (PostgreSQL then removes its shared memory)."""
 DEADLINE = 20.0
@@ -37,9 +43,20 @@ LINUX = sys.platform == "linux"
 
 def processes_in(directory: Path) -> list[int]:
     """The pids of the programs that were started in ``directory``, and of their children."""
-    inside, programs = f"{directory}/", set(_programs(directory))
+    inside, programs = f"{directory}/", set(_lines(directory / PROGRAMS))
     with _eyes_of_its_owner(directory):
         return [pid for pid, cwd, program in _processes() if f"{cwd}/".startswith(inside) and program in programs]
+
+
+def proc(directory: Path, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
+    """The text of /proc/<pid>/``name`` for each program in ``directory``, or for ``pids``; see ``processes_in``."""
+    found: dict[int, str] = {}
+    wanted = processes_in(directory) if pids is None else pids
+    with _eyes_of_its_owner(directory):
+        for pid in wanted:
+            with contextlib.suppress(OSError):
+                found[pid] = Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    return found
 
 
 def note_programs(directory: Path, programs: Iterable[str]) -> None:
@@ -48,9 +65,9 @@ def note_programs(directory: Path, programs: Iterable[str]) -> None:
         file.writelines(f"{os.path.realpath(program)}\n" for program in programs)
 
 
-def _programs(directory: Path) -> list[str]:
+def _lines(file: Path) -> list[str]:
     try:
-        return (directory / PROGRAMS).read_text().splitlines()
+        return file.read_text().splitlines()
     except FileNotFoundError:
         return []
 
@@ -174,13 +191,18 @@ def _unused_segments(uid: int, creators: set[int], known: set[int]) -> list[int]
 
 
 def reap(owner: Path) -> bool:
-    """Remove a dead owner's directory and all that runs in it; False when its owner lives."""
+    """Remove a dead owner's directory and all that runs in it.
+
+    False when its owner lives, or when an engine that may have containers of it does not answer.
+    """
     lock = lock_file(owner / LOCK, wait=False)
     if lock is None:
         return False
     try:
         for server in sorted(path for path in owner.iterdir() if path.is_dir()):
             remove_tree(server)
+        if not all([remove_labelled(engine, f"{OWNER_LABEL}={owner}") for engine in _lines(owner / ENGINES)]):
+            return False
         shutil.rmtree(owner, ignore_errors=True)
     except FileNotFoundError:
         pass  # somebody else has reaped it meanwhile
@@ -189,6 +211,70 @@ def reap(owner: Path) -> bool:
     with root_lock(owner.parent):
         pass
     return True
+
+
+def remove_labelled(engine: str, label: str) -> bool:
+    """Remove the containers and networks with ``label``; False when the engine at that address does not answer.
+
+    Looks again until nothing comes any more: the engine may still be making what a killed process had asked for.
+    """
+    quiet, deadline = 0, time.monotonic() + DEADLINE
+    try:
+        while quiet < 3 and time.monotonic() < deadline:
+            found = labelled(engine, label)
+            _delete(engine, found)
+            quiet = 0 if found else quiet + 1
+            time.sleep(0.1)
+    except (OSError, ValueError):
+        return False
+    return quiet == 3
+
+
+def labelled(engine: str, label: str) -> dict[str, dict[str, str]]:
+    """The labels of each container, then of each network, that has ``label``, by its path in the engine's API.
+
+    https://docs.docker.com/reference/api/engine/ Raises OSError when the engine does not answer.
+    """
+    import json
+    from urllib.parse import quote
+
+    wanted = quote(json.dumps({"label": [label]}))
+    containers = json.loads(_ask(engine, "GET", f"/containers/json?all=true&filters={wanted}"))
+    networks = json.loads(_ask(engine, "GET", f"/networks?filters={wanted}"))
+    found: list[tuple[str, Any]] = [(f"/containers/{item['Id']}?force=true&v=true", item) for item in containers]
+    found += [(f"/networks/{item['Id']}", item) for item in networks]
+    return {path: dict(item["Labels"] or {}) for path, item in found}
+
+
+def _delete(engine: str, paths: Iterable[str]) -> None:
+    """Several at once, for each takes a moment; what refuses, as a network that is still in use, is asked again."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda path: _ask(engine, "DELETE", path), paths))
+
+
+def _ask(engine: str, method: str, path: str) -> bytes:
+    import http.client
+    import socket
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(engine)
+    connection = http.client.HTTPConnection(parts.hostname or "docker", parts.port or 2375, timeout=DEADLINE)
+    try:
+        if parts.path.strip("/"):  # a Unix socket: http.client takes one that is connected
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(DEADLINE)
+            connection.sock.connect(parts.path)
+        connection.request(method, path)
+        answer = connection.getresponse()
+        if method == "GET" and answer.status != 200:
+            raise OSError(f"the engine at {engine} says {answer.status} {answer.reason}")
+        return answer.read()
+    except http.client.HTTPException as problem:
+        raise OSError(f"the engine at {engine} broke off: {problem!r}") from problem
+    finally:
+        connection.close()
 
 
 @contextlib.contextmanager

@@ -9,19 +9,44 @@ from typing import Any
 import pytest
 
 from connlab import PgBouncer, Postgres, programs, template
+from connlab.engine import connect
+from connlab.images import find
 
-BACKENDS = ["local"]
 Start = Callable[..., Postgres]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that names the fixture ``backend`` runs on each one that was asked for, or on the one that it is for."""
+    if "backend" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("backends")
+        only = [name for name in ("local", "docker") if f"{name}_only" in metafunc.fixturenames]
+        if only:
+            left_out = pytest.param(only[0], marks=pytest.mark.not_asked_for)
+            wanted = only if only[0] in wanted else [left_out]
+        metafunc.parametrize("backend", wanted, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of a backend that was not asked for; they are no skipped tests."""
+    left_out = [item for item in items if item.get_closest_marker("not_asked_for")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session", autouse=True)
-def everything_is_here() -> None:
-    """What `connlab start` sees to before anything else: PgBouncer, and an initialised directory in the cache."""
-    programs.find_pgbouncer()
-    template.initialised(programs.find_postgres())
+def everything_is_here(request: pytest.FixtureRequest) -> None:
+    """What `connlab start` sees to before anything else: programs, an initialised directory, images."""
+    wanted = request.config.getoption("backends")
+    if "local" in wanted:
+        programs.find_pgbouncer()
+        template.initialised(programs.find_postgres())
+    if "docker" in wanted:
+        find(connect(), "postgres")
+        find(connect(), "pgbouncer")
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+@pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> str:
     """Each way to run servers; a test that uses it runs once on each."""
     name: str = request.param
@@ -31,8 +56,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def local_only(backend: str) -> None:
     """For tests that look at processes, files and sockets of this machine."""
-    if backend != "local":
-        pytest.skip("looks at processes and files of this machine")
+
+
+@pytest.fixture
+def docker_only(backend: str) -> None:
+    """For tests that look at containers and the engine."""
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -228,12 +228,13 @@ def _unused(file: Path) -> bool:
 
 @dataclass(frozen=True)
 class Person:
-    """Who runs a child: with which Python, as which user, with which environment and rights."""
+    """Who runs a child: with which Python, as which user and groups, with which environment and rights."""
 
     python: str = sys.executable
     user: pwd.struct_passwd | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[], None] | None = None
+    groups: Sequence[int] = ()
 
     def popen(self, arguments: list[str], **more: Any) -> subprocess.Popen[str]:
         user = self.user
@@ -241,7 +242,7 @@ class Person:
             [self.python, *arguments],
             user=user.pw_uid if user else None,
             group=user.pw_gid if user else None,
-            extra_groups=[] if user else None,
+            extra_groups=self.groups if user else None,
             env={**os.environ, "PYTHONPATH": python_path(), **self.environment},
             preexec_fn=self.prepare,
             cwd="/",

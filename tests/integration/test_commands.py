@@ -31,6 +31,7 @@ CONNLAB = [sys.executable, "-m", "connlab.cli"]
 PATIENCE = 60.0
 """Seconds until something that does not come is given up, on a busy machine."""
 GONE_WITHIN = 15.0
+NO_ENGINE = "unix:///nowhere/docker.sock"
 NOTEBOOK = {
     "cells": [{"id": "a", "cell_type": "markdown", "metadata": {}, "source": "Start here."}],
     "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
@@ -76,7 +77,7 @@ def test_doctor_json_is_what_other_tools_read():
     ("variable", "program"), [("CONNLAB_POSTGRES", "postgres"), ("CONNLAB_PGBOUNCER", "pgbouncer")]
 )
 def test_doctor_ends_with_3_and_the_ways_out_when_nothing_is_usable(variable, program):
-    done = connlab("doctor", "--json", **{variable: "/nowhere"})
+    done = connlab("doctor", "--json", **{variable: "/nowhere", "DOCKER_HOST": NO_ENGINE})
     found = json.loads(done.stdout)
     assert done.returncode == cli.NO_BACKEND
     assert not found["backends"]["local"]["usable"]
@@ -84,6 +85,8 @@ def test_doctor_ends_with_3_and_the_ways_out_when_nothing_is_usable(variable, pr
     assert found["chosen"] is None
     for text in (found["backends"]["local"]["why"], done.stderr):
         assert f"unset {variable}" in text
+    for text in (found["backends"]["docker"]["why"], done.stderr):
+        assert "start the engine" in text
 
 
 def test_doctor_shows_a_cross_and_the_way_out():
@@ -94,9 +97,10 @@ def test_doctor_shows_a_cross_and_the_way_out():
 
 
 def test_doctor_says_when_the_variable_names_a_backend_that_is_not_there():
-    found = json.loads(connlab("doctor", "--json", CONNLAB_BACKEND="docker").stdout)
+    chosen = {"CONNLAB_BACKEND": "docker", "DOCKER_HOST": NO_ENGINE}
+    found = json.loads(connlab("doctor", "--json", **chosen).stdout)
     assert found["chosen"] is None
-    assert "unset CONNLAB_BACKEND" in connlab("doctor", CONNLAB_BACKEND="docker").stdout
+    assert "unset CONNLAB_BACKEND" in connlab("doctor", **chosen).stdout
 
 
 # --- demo ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import tempfile
 import time
@@ -163,6 +164,7 @@ def test_the_variable_decides_for_auto_alone(backend: str, monkeypatch: pytest.M
     monkeypatch.setenv("CONNLAB_BACKEND", backend)
     with Postgres.start() as pg:
         assert asked(pg.dsn) == 1
+        assert (pg.inner_address == pg.address) == (backend == "local")
     monkeypatch.setenv("CONNLAB_BACKEND", "nonsense")
     with Postgres.start(backend=backend) as pg:
         assert asked(pg.dsn) == 1
@@ -225,6 +227,50 @@ def test_the_sample_database_is_filled_and_the_role_owns_it(server: Postgres) ->
 
 def test_planner_statistics_are_there_from_the_start(start: Start) -> None:
     assert start().value("select reltuples::int from pg_class where relname = 'orders'") == 10000
+
+
+def test_the_server_is_the_same_on_every_backend(server: Postgres) -> None:
+    shown = {name: server.value(f"show {name}") for name in SAME}
+    assert shown == SAME
+    assert server.value("select datcollate from pg_database where datname = 'shop'") == "C"
+    assert sorted(row["relname"] for row in server.rows(TABLES)) == ["accounts", "orders", "users"]
+
+
+SAME = {
+    "server_encoding": "UTF8",
+    "wal_segment_size": "1MB",
+    "dynamic_shared_memory_type": "mmap",
+    "password_encryption": "scram-sha-256",
+}
+TABLES = "select relname from pg_class where relkind = 'r' and relowner = 'app'::regrole"
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="this system has no /proc")
+def test_proc_tells_what_the_kernel_knows_of_each_process(start: Start) -> None:
+    pg = start()
+    with psycopg.connect(pg.dsn, autocommit=True) as connection:
+        [pid] = connection.execute("select pg_backend_pid()").fetchone() or []
+        commands = pg.proc("cmdline")
+        assert commands[pid].startswith("postgres: app shop")
+        assert sum("checkpointer" in command for command in commands.values()) == 1
+        [status] = pg.proc("status", [pid, 99999999]).values()
+        assert f"\nPid:\t{pid}\n" in status
+        before = resident(pg, pid)
+        connection.execute("create temp table t as select repeat('x', 100) from generate_series(1, 20000)")
+        connection.execute("select count(*) from (select * from t order by 1) s")
+        assert resident(pg, pid) > before + 500
+    assert pg.proc("status", []) == {}
+    bouncer = pg.pgbouncer()
+    [command] = bouncer.proc("cmdline").values()
+    assert "pgbouncer.ini" in command
+    with pytest.raises(ConnlabError, match="no file of a process"):
+        pg.proc("../../etc/passwd")
+
+
+def resident(pg: Postgres, pid: int) -> int:
+    """Resident memory in kB."""
+    [text] = pg.proc("smaps_rollup", [pid]).values()
+    return int(re.search(r"^Rss:\s+(\d+) kB$", text, re.MULTILINE)[1])  # type: ignore[index]
 
 
 def test_the_admin_dsn_is_a_superusers(server: Postgres) -> None:
@@ -719,7 +765,7 @@ reports = host={host} port={port} dbname=shop
 
 [pgbouncer]
 listen_addr = *
-listen_port = 6432
+listen_port = 7000
 logfile = /var/log/postgresql/pgbouncer.log
 pidfile = /var/run/postgresql/pgbouncer.pid
 unix_socket_dir = /var/run/postgresql
@@ -747,7 +793,7 @@ def test_the_ini_is_what_runs(server: Postgres) -> None:
         config = shown(bouncer)
         written = ini_values(bouncer.ini, "pgbouncer")
         assert {name: config[name] or "" for name in written} == written
-        assert written["listen_port"] == str(bouncer.address.port) != "6432"
+        assert written["listen_port"] == str(bouncer.inner_address.port) != "7000"
 
 
 def test_an_administrator_in_the_ini_is_one(server: Postgres) -> None:

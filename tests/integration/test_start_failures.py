@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import Start
+from containers import containers_and_networks
 from leftovers import LINUX, Child, Person, assert_nothing_left, ordinary_person
 
 import connlab.node
@@ -41,10 +42,11 @@ def _nothing_remains() -> Iterator[None]:
     assert what_is_there() == before
 
 
-def what_is_there() -> tuple[set[str], set[str]]:
-    """The directories of this process's servers, and what its children run."""
+def what_is_there() -> tuple[set[str], set[str], list[str]]:
+    """The directories of this process's servers, what its children run, and the containers and networks there are."""
     directories = {str(path) for root in places.run_roots() for path in root.glob(f"{os.getpid()}-*/*/")}
-    return directories, {f"{child.pid} {child.name()}" for child in psutil.Process().children()}
+    children = {f"{child.pid} {child.name()}" for child in psutil.Process().children()}
+    return directories, children, containers_and_networks()
 
 
 def failure(kind: type[Exception], call: Callable[[], Any]) -> Any:
@@ -146,16 +148,21 @@ def test_a_setting_that_connlab_refuses(start: Start, settings: Any, reason: str
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_setting_that_pgbouncer_does_not_take(server: Postgres, settings: Any, reason: str, hint: str) -> None:
+def test_a_setting_that_pgbouncer_does_not_take(
+    server: Postgres, backend: str, settings: Any, reason: str, hint: str
+) -> None:
     problem = failure(StartError, lambda: server.pgbouncer(**settings))
-    assert_complete(problem, reason, program="pgbouncer", configuration="listen_addr = 127.0.0.1")
+    listening = "listen_addr = 127.0.0.1" if backend == "local" else "listen_addr = 198."
+    assert_complete(problem, reason, program="pgbouncer", configuration=listening)
     assert str(problem).startswith("PgBouncer ")
     assert hint in problem.hint
 
 
-def test_a_setting_that_is_newer_than_this_pgbouncer(server: Postgres, bouncer: PgBouncer) -> None:
+def test_a_setting_that_a_newer_pgbouncer_has(server: Postgres, bouncer: PgBouncer) -> None:
     if bouncer.version >= (1, 21):
-        pytest.skip("this PgBouncer knows max_prepared_statements")
+        with server.pgbouncer(max_prepared_statements=10) as front:
+            assert "max_prepared_statements = 10" in front.ini
+        return
     problem = failure(StartError, lambda: server.pgbouncer(max_prepared_statements=10))
     assert f"PgBouncer {bouncer.version} does not have it" in problem.hint
 
@@ -191,7 +198,7 @@ def test_a_later_section_of_the_ini_opens_nothing(server: Postgres) -> None:
     text = "[pgbouncer]\npool_mode = session\n[databases]\nother = host=127.0.0.1\n[pgbouncer]\nlisten_addr = *\n"
     with server.pgbouncer(ini=text) as front:
         config = {row["key"]: row["value"] for row in front.rows("SHOW CONFIG")}
-        assert (config["listen_addr"], config["unix_socket_dir"] or "") == (front.address.host, "")
+        assert (config["listen_addr"], config["unix_socket_dir"] or "") == (front.inner_address.host, "")
 
 
 # --- ports --------------------------------------------------------------------------------------------------------
@@ -269,7 +276,7 @@ def test_what_a_wrapper_script_runs_ends_with_the_failed_start(
 
 
 def test_a_pgbouncer_through_which_nothing_gets_is_given_up(
-    server: Postgres, taken: int, monkeypatch: pytest.MonkeyPatch
+    server: Postgres, taken: int, local_only: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody takes its connections and never says a word."""
     monkeypatch.setattr(connlab.node, "READY_WITHIN", 0.5)
@@ -398,7 +405,7 @@ def without_memory(person: Person) -> Person:
 
 @pytest.mark.skipif(not LINUX, reason="mounts as Linux does")
 @pytest.mark.parametrize("who", ["me", "newcomer"])
-def test_a_full_disk(request: pytest.FixtureRequest, who: str) -> None:
+def test_a_full_disk(request: pytest.FixtureRequest, local_only: None, who: str) -> None:
     """Cloning the initialised directory fails, or making it when there is none yet."""
     person: Person = request.getfixturevalue(who)
     small = home_of(person) / "small"

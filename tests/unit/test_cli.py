@@ -211,6 +211,7 @@ def test_the_doctor_fetches_nothing(monkeypatch, tmp_path):
     monkeypatch.delenv("CONNLAB_PGBOUNCER", raising=False)
     monkeypatch.setattr(programs, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(programs, "_system_pgbouncers", list)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     found = doctor.look()
     assert not (tmp_path / "called").exists()
     assert found.pgbouncer is None

@@ -7,7 +7,7 @@ Prometheus) needs no new class here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from connlab.version import Version
@@ -54,6 +54,10 @@ class Program(Protocol):
         """Where another program of the same runtime reaches it."""
 
     @property
+    def socket_directory(self) -> str:
+        """Where programs on this machine find its Unix sockets; empty when they cannot."""
+
+    @property
     def secret(self) -> str:
         """For "postgres": the password of the superuser in the initialised directory. Else empty."""
 
@@ -89,6 +93,12 @@ class Program(Protocol):
 
     def log_size(self) -> int:
         """Bytes printed so far: a mark for ``log``."""
+
+    def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
+        """The text of /proc/<pid>/``name`` of each of its processes, or of these; those that have ended are left out.
+
+        The pids are those that the program itself knows. Raises ConnlabError where the system has no /proc.
+        """
 
     def remove(self) -> None:
         """Kill it and remove everything of it. More than once is no error."""

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -60,6 +60,8 @@ class LocalProgram:
     def directory(self) -> str:
         """See ``Program``."""
         return str(self._home)
+
+    socket_directory = directory
 
     @property
     def listen(self) -> Address:
@@ -156,6 +158,10 @@ class LocalProgram:
         """See ``Program``."""
         path = self._home / LOG
         return path.stat().st_size if path.exists() else 0
+
+    def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
+        """See ``Program``."""
+        return reaper.proc(self._home, name, pids)
 
     def remove(self) -> None:
         """See ``Program``."""

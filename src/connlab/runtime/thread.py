@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -38,7 +38,7 @@ class Behaviour:
 class RelayProgram:
     """Passes bytes between clients and one server: see ``connlab.runtime.Program``."""
 
-    kind, directory, secret = "relay", "", ""
+    kind, directory, socket_directory, secret = "relay", "", "", ""
 
     def __init__(self, target: Address) -> None:
         self.version = Version.find(version("connlab"))
@@ -116,6 +116,10 @@ class RelayProgram:
     def log_size(self) -> int:
         """See ``Program``."""
         return len(self._log)
+
+    def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
+        """See ``Program``. It has no process of its own."""
+        return {}
 
     def _listener(self) -> socket.socket:
         try:

@@ -1,0 +1,23 @@
+"""Programs as containers, each its own, made through testcontainers: ``docker ps`` shows what runs."""
+
+from __future__ import annotations
+
+from connlab import engine, images
+from connlab.errors import ConnlabError
+from connlab.runtime import Program
+from connlab.runtime.container import ContainerProgram
+from connlab.runtime.network import network
+
+
+class DockerRuntime:
+    """Runs programs as containers: see ``connlab.runtime.Runtime``."""
+
+    name = "docker"
+
+    def prepare(self, kind: str, *, port: int | None = None, on_disk: bool = False) -> Program:
+        """See ``connlab.runtime.Runtime.prepare``. A container's data is always on disk."""
+        if kind not in images.IMAGES:
+            raise ConnlabError(f"the docker runtime knows no program {kind!r}; it knows {' and '.join(images.IMAGES)}")
+        found = engine.connect()
+        image_id, facts = images.find(found, kind)
+        return ContainerProgram(kind, images.IMAGES[kind], image_id, facts, found, network(found), port)

@@ -1,0 +1,100 @@
+"""The private network of a process's containers: one, for as long as it has any."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
+from connlab import janitor
+from connlab.engine import Engine
+from connlab.errors import EngineError, StartError
+
+if TYPE_CHECKING:
+    from docker.models.networks import Network as DockerNetwork
+
+RANGE = IPv4Network("198.18.0.0/15")
+"""Set aside for benchmarks (RFC 2544): neither a home's nor an office's network, nor among those that Docker takes."""
+FIRST = 2
+"""The first address is the machine's own."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An address on the network that stays a container's own while others come and go."""
+
+    network: str
+    """The network's id: two may have the same name."""
+    address: str
+
+
+class Network:
+    """Makes the network with the first container and removes it with the last."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._network: DockerNetwork | None = None
+        self._subnet = RANGE
+        self._taken: set[str] = set()
+
+    def join(self) -> Place:
+        """A place for one more container. Raises EngineError, StartError."""
+        with self._lock:
+            if self._network is None:
+                self._network = self._make()
+            hosts = (str(self._subnet[number]) for number in range(FIRST, self._subnet.num_addresses - 1))
+            address = next((host for host in hosts if host not in self._taken), None)
+            if address is None:
+                raise StartError(f"more than {len(self._taken)} containers at once", hint="stop some")
+            self._taken.add(address)
+            return Place(str(self._network.id), address)
+
+    def leave(self, place: Place) -> None:
+        """Give a place back; its container is gone. Twice is no error."""
+        with self._lock:
+            self._taken.discard(place.address)
+            if self._taken or self._network is None:
+                return
+            network, self._network = self._network, None
+            with self._engine.asking(f"remove the network {network.name}"):
+                network.remove()
+
+    def _make(self) -> DockerNetwork:
+        """Try until the subnet is one that nobody has."""
+        refused = EngineError("no subnet was tried")
+        for subnet in random.SystemRandom().sample(list(RANGE.subnets(new_prefix=24)), 20):
+            try:
+                made = self._make_with(subnet)
+            except EngineError as problem:
+                if "overlap" not in str(problem) and "conflict" not in str(problem):
+                    raise
+                refused = problem
+            else:
+                self._subnet = subnet
+                return made
+        raise refused
+
+    def _make_with(self, subnet: IPv4Network) -> DockerNetwork:
+        from docker.types import IPAMConfig, IPAMPool
+
+        name, labels = janitor.owner().container("network", self._engine.address)
+        with self._engine.asking(f"make the network {name} with {subnet}"):
+            return self._engine.api.networks.create(
+                name,
+                driver="bridge",
+                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
+                labels=labels,
+                options={"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"},
+            )
+
+
+_networks: dict[tuple[int, str], Network] = {}
+
+
+def network(engine: Engine) -> Network:
+    """The one of this process; a forked child has another."""
+    return _networks.setdefault((os.getpid(), engine.address), Network(engine))

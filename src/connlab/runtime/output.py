@@ -1,0 +1,59 @@
+"""What a container prints, collected while it runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+SETTLED = 0.02
+"""Seconds without a byte after which what was printed before has arrived: it goes through two pipes and the engine."""
+PATIENCE = 1.0
+
+
+class Output:
+    """Every byte that a container has printed, over all its starts."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._last = 0.0
+        self._ended = threading.Event()
+        self._ended.set()
+
+    def follow(self, container: Any) -> None:
+        """Attach to a container that is about to start, so that nothing it prints is lost."""
+        stream = container.attach(stdout=True, stderr=True, stream=True, logs=False)
+        self._ended = threading.Event()
+        threading.Thread(target=self._read, args=[stream, self._ended], name="connlab-output", daemon=True).start()
+
+    def text(self, since: int, *, running: bool) -> str:
+        """What has been printed from byte ``since`` on."""
+        self._settle(running)
+        return self._bytes[since:].decode(errors="replace")
+
+    def size(self, *, running: bool) -> int:
+        """Bytes printed so far."""
+        self._settle(running)
+        return len(self._bytes)
+
+    def _read(self, stream: Iterator[bytes], ended: threading.Event) -> None:
+        try:
+            for chunk in stream:
+                self._bytes += chunk
+                self._last = time.monotonic()
+        finally:
+            ended.set()
+
+    def _settle(self, running: bool) -> None:
+        """Of a container that has ended, wait for its last words; of one that runs, for what is on its way."""
+        if not running:
+            self._ended.wait(PATIENCE)
+            return
+        deadline = time.monotonic() + PATIENCE
+        began = time.monotonic()
+        while not self._ended.is_set() and time.monotonic() < deadline:
+            rest = max(began, self._last) + SETTLED - time.monotonic()
+            if rest <= 0:
+                return
+            time.sleep(rest)
