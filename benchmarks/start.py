@@ -1,6 +1,6 @@
 """How long until a query comes back, beside two peers, in one run; and what an idle pair takes of memory.
 
-    uv run --group bench python benchmarks/start.py [--rounds 9] [--no-crowd]
+    uv run --group bench python benchmarks/start.py [--rounds 9] [--no-crowd] [--docker]
 
 Measured from the call to the first answer of a SCRAM login, rounds interleaved:
 
@@ -8,8 +8,13 @@ connlab         Postgres.start() and pg.pgbouncer(), a query through PgBouncer: 
 initdb          initdb, pg_ctl start and a query, with the same PostgreSQL programs: one server, without a pooler
 pytest-postgresql   its executor (which its fixtures use), with the same programs: one server, without a pooler
 
+and with --docker, where an engine and the images are:
+
+connlab, docker     the same pair in containers: two servers
+PostgresContainer   testcontainers' own, from postgres:18: one server, without a pooler
+
 Peers get their best case: they write to memory where connlab does, initdb does not sync, pg_ctl waits no longer than
-it must.
+it must, testcontainers starts no reaper. The goal is set against PostgresContainer as its documentation shows it.
 """
 
 from __future__ import annotations
@@ -52,10 +57,10 @@ def seconds(action: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def connlab_pair() -> float:
+def connlab_pair(backend: str = "local") -> float:
     """Seconds to the first answer through PgBouncer."""
     began = time.perf_counter()
-    with Postgres.start() as pg:
+    with Postgres.start(backend=backend) as pg:
         ask(pg.pgbouncer(pool_mode="transaction").dsn)
         return time.perf_counter() - began
 
@@ -65,7 +70,7 @@ def connlab_first_ever() -> float:
     code = (
         "import time, shutil, psycopg; from connlab import Postgres, places;"
         "shutil.rmtree(places.cache_dir() / 'templates', ignore_errors=True);"
-        "began = time.perf_counter(); pg = Postgres.start(); bouncer = pg.pgbouncer(pool_mode='transaction');"
+        "began = time.perf_counter(); pg = Postgres.start(backend='local'); bouncer = pg.pgbouncer();"
         "psycopg.connect(bouncer.dsn).execute('select 1'); print(time.perf_counter() - began); pg.stop()"
     )
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
@@ -150,6 +155,21 @@ with executor:
 """
 
 
+def postgres_container(**variables: str) -> float:
+    """Seconds to the first answer of testcontainers' PostgresContainer, published on 127.0.0.1."""
+    from testcontainers.community.postgres import PostgresContainer
+    from testcontainers.core.config import testcontainers_config
+
+    testcontainers_config.ryuk_disabled = True
+    port = free_port()
+    container = PostgresContainer("postgres:18", driver=None).with_envs(**variables)
+    container.ports["5432/tcp"] = ("127.0.0.1", port)
+    began = time.perf_counter()
+    with container:
+        ask(f"postgresql://test:test@127.0.0.1:{port}/test")
+        return time.perf_counter() - began
+
+
 def pss_megabytes(directories: list[str]) -> float:
     """Sum of the proportional set sizes of all processes whose working directory lies in ``directories``."""
     total = 0
@@ -164,7 +184,7 @@ def crowd(pairs: int) -> tuple[float, float]:
     """Start ``pairs`` at once; seconds until the last one has answered, and megabytes for each pair."""
 
     def start(_: int) -> tuple[Postgres, PgBouncer]:
-        pg = Postgres.start()
+        pg = Postgres.start(backend="local")
         bouncer = pg.pgbouncer(pool_mode="transaction")
         ask(bouncer.dsn)
         return pg, bouncer
@@ -180,25 +200,54 @@ def crowd(pairs: int) -> tuple[float, float]:
     return took, memory
 
 
-def compare(rounds: int) -> None:
-    """Print the table of times and the ratio to the fastest peer."""
-    ways = {"connlab": connlab_pair, "initdb + pg_ctl": initdb_and_pg_ctl, "pytest-postgresql": pytest_postgresql}
-    first_ever = connlab_first_ever()
-    connlab_pair()  # the watchdog, the imports
+Ways = dict[str, Callable[[], float]]
+
+
+def interleaved(ways: Ways, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in each round, after one of each that does not count: imports, the watchdog."""
+    for way in ways.values():
+        way()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             times[name].append(way())
+    return times
+
+
+def show(times: dict[str, list[float]]) -> float:
+    """Print the table, and the ratio of the first way to the fastest other, whose seconds are returned."""
     medians = {name: statistics.median(found) for name, found in times.items()}
-    fastest = min(value for name, value in medians.items() if name != "connlab")
-    print(f"PostgreSQL {PROGRAMS.version} ({PROGRAMS.source}), {os.cpu_count()} cores, {rounds} rounds, interleaved")
-    print(f"{'seconds to the first answer':34}{'median':>8}{'min':>8}{'max':>8}{'ratio':>8}")
+    ours, *peers = medians
+    fastest = min(medians[name] for name in peers)
+    print(f"{'seconds to the first answer':36}{'median':>8}{'min':>8}{'max':>8}{'ratio':>8}")
     for name, found in times.items():
-        label = f"{name}, warm (two servers)" if name == "connlab" else f"{name} (one server)"
-        ratio = medians[name] / fastest
-        print(f"{label:34}{medians[name]:8.3f}{min(found):8.3f}{max(found):8.3f}{ratio:8.2f}")
-    print(f"{'connlab, first ever (two servers)':34}{first_ever:8.3f}{'':16}{first_ever / fastest:8.2f}")
-    print(f"ratio to the fastest peer: {medians['connlab'] / fastest:.2f} (goal {GOAL_RATIO} or less)")
+        print(f"{name:36}{medians[name]:8.3f}{min(found):8.3f}{max(found):8.3f}{medians[name] / fastest:8.2f}")
+    print(f"ratio to the fastest peer: {medians[ours] / fastest:.2f} (goal {GOAL_RATIO} or less)")
+    return fastest
+
+
+def compare(rounds: int) -> None:
+    """Local servers beside their peers."""
+    first_ever = connlab_first_ever()
+    print(f"PostgreSQL {PROGRAMS.version} ({PROGRAMS.source}), {os.cpu_count()} cores, {rounds} rounds, interleaved")
+    ways: Ways = {
+        "connlab, warm (two servers)": connlab_pair,
+        "initdb + pg_ctl (one server)": initdb_and_pg_ctl,
+        "pytest-postgresql (one server)": pytest_postgresql,
+    }
+    fastest = show(interleaved(ways, rounds))
+    print(f"{'connlab, first ever (two servers)':36}{first_ever:8.3f}{'':16}{first_ever / fastest:8.2f}")
+
+
+def compare_docker(rounds: int) -> None:
+    """Containers beside their peer."""
+    ways: Ways = {
+        "connlab, docker (two servers)": lambda: connlab_pair("docker"),
+        "PostgresContainer (one server)": postgres_container,
+        "PostgresContainer, initdb --no-sync": lambda: postgres_container(POSTGRES_INITDB_ARGS="--no-sync"),
+    }
+    print(f"\nin containers, {rounds} rounds, interleaved")
+    show(interleaved(ways, rounds))
 
 
 def crowds() -> None:
@@ -214,7 +263,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-crowd", action="store_true", help="leave out several pairs at once")
+    parser.add_argument("--docker", action="store_true", help="containers too")
     options = parser.parse_args()
     compare(max(options.rounds, 7))
+    if options.docker:
+        compare_docker(max(options.rounds, 7))
     if not options.no_crowd:
         crowds()

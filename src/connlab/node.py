@@ -268,7 +268,7 @@ class Node:
                 raise self._start_error(mark, f"it ended with {self._program.ended()}")
             if final or FINAL.search(problem):
                 raise self._start_error(mark, f"it runs and lets no query through: {problem}")
-            if hopeless := self._hopeless(self._program.log(mark)):
+            if hopeless := self._hopeless(mark):
                 raise self._start_error(mark, f"it runs and lets no query through: {hopeless}")
             time.sleep(0.005)
         raise self._start_error(mark, f"no query got through within {READY_WITHIN:g} s; the last try said: {problem}")
@@ -293,8 +293,8 @@ class Node:
         """The line of the log that tells why, or an empty text."""
         raise NotImplementedError
 
-    def _hopeless(self, log: str) -> str:
-        """What in the log of a running server says that no query will get through; empty when nothing does."""
+    def _hopeless(self, mark: int) -> str:
+        """What its log says since ``mark``, if it is that no query will get through; else empty."""
         return ""
 
     def _hint(self, reason: str) -> str:

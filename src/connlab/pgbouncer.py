@@ -154,9 +154,9 @@ class PgBouncer(Node):
         match = TROUBLE.search(log)
         return match.group(1).strip() if match else ""
 
-    def _hopeless(self, log: str) -> str:
+    def _hopeless(self, mark: int) -> str:
         """It keeps clients waiting for a server that is not there, and tries again only after a while."""
-        match = NO_SERVER.search(log)
+        match = NO_SERVER.search(self._program.log(mark))
         return f"no server answers it at {match.group(1)}" if match else ""
 
     def _hint(self, reason: str) -> str:

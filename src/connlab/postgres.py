@@ -191,9 +191,10 @@ class Postgres(Node):
                     login.password.encode(), login.name.encode(), b"scram-sha-256"
                 )
                 login.secret = secret.decode()
-            for name in (ROLE, SUPERUSER):
-                change = sql.SQL("alter role {} password {}")
-                connection.execute(change.format(sql.Identifier(name), self._logins[name].secret))
+            with connection.transaction():  # one wait for the disk
+                for name in (ROLE, SUPERUSER):
+                    change = sql.SQL("alter role {} password {}")
+                    connection.execute(change.format(sql.Identifier(name), self._logins[name].secret))
         self._opened = True
 
     def _change(self, settings: dict[str, Value]) -> Change:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import grp
+import io
 import os
 import random
 import signal
@@ -20,8 +21,21 @@ import pytest
 from conftest import Start
 from containers import containers_and_networks
 from leftovers import PATIENCE, Child, Person, assert_nothing_left, ordinary_person, until
+from test_kernel import Notebook
 
-from connlab import NodeStopped, Postgres, ProgramMissing, StartError, backends, doctor, images
+from connlab import (
+    NodeStopped,
+    Postgres,
+    ProgramMissing,
+    StartError,
+    backends,
+    doctor,
+    engine,
+    images,
+    prepare,
+    programs,
+)
+from connlab.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("docker_only")
 
@@ -358,3 +372,82 @@ def test_a_container_that_somebody_removed_is_reported(start: Start, containers:
     with pytest.raises(NodeStopped, match="No such container"):
         pg.value("select 1")
     pg.stop()
+
+
+# --- what is got ready --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_tags(monkeypatch: pytest.MonkeyPatch, containers: Any) -> Iterator[list[str]]:
+    """Images of other names, which are not there yet; they are removed after the test."""
+    tags = {kind: f"connlab-test/{kind}:{os.getpid()}" for kind in images.IMAGES}
+    for kind, tag in tags.items():
+        monkeypatch.setitem(images.IMAGES, kind, dataclasses.replace(images.IMAGES[kind], tag=tag))
+    yield list(tags.values())
+    for tag in tags.values():
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            containers.images.remove(tag, force=True)
+
+
+def test_missing_images_are_made_once_and_said(other_tags: list[str]) -> None:
+    said = io.StringIO()
+    assert sorted(images.lacking(engine.connect())) == sorted(other_tags)
+    prepare.docker(Progress(said))
+    assert [tag for tag in other_tags if f"Building the image {tag}" not in said.getvalue()] == []
+    assert images.lacking(engine.connect()) == {}
+    with Postgres.start(backend="docker") as pg, pg.pgbouncer() as bouncer:
+        assert f"PostgreSQL {pg.version} and PgBouncer {bouncer.version} (docker)" in said.getvalue()
+        assert bouncer.value("SHOW VERSION") == f"PgBouncer {bouncer.version}"
+    again = io.StringIO()
+    prepare.docker(Progress(again))
+    assert "Building" not in again.getvalue()
+
+
+def test_doctor_tells_what_the_chosen_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNLAB_BACKEND", "docker")
+    found = doctor.look()
+    assert found.chosen == "docker" and found.backends["docker"].usable
+    with Postgres.start() as pg, pg.pgbouncer() as bouncer:
+        assert (found.postgres, found.pgbouncer) == (str(pg.version), str(bouncer.version))
+
+
+def test_doctor_recommends_docker_when_pgbouncer_is_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "pgbouncer"
+    program.write_text("#!/bin/sh\necho PgBouncer 1.20.1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(programs, "_require_readable", lambda _: None)
+    monkeypatch.setattr(programs, "server_account", lambda: None)
+    monkeypatch.setenv("CONNLAB_PGBOUNCER", str(program))
+    assert "CONNLAB_BACKEND=docker has PgBouncer 1." in doctor.as_text(doctor.look())
+
+
+# --- a kernel -----------------------------------------------------------------------------------------------------
+
+
+def test_kill_9_of_a_kernel_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNLAB_BACKEND", "docker")
+    notebook = Notebook()
+    try:
+        notebook.run("pg = Postgres.start(); bouncer = pg.pgbouncer(); busy(pg); tell(pg, bouncer)")
+        owner = notebook.trace.owner
+        assert len(containers_and_networks(owner)) == 3
+        os.kill(owner, signal.SIGKILL)
+        assert until(lambda: not containers_and_networks(owner), GONE_WITHIN), containers_and_networks(owner)
+        assert_nothing_left(notebook.trace)
+    finally:
+        notebook.end()
+
+
+@pytest.mark.parametrize("now", [True, False])
+def test_a_restart_of_the_kernel_leaves_nothing(monkeypatch: pytest.MonkeyPatch, now: bool) -> None:
+    monkeypatch.setenv("CONNLAB_BACKEND", "docker")
+    notebook = Notebook()
+    try:
+        notebook.run("pg = Postgres.start(); tell(pg)")
+        owner = notebook.trace.owner
+        notebook.restart(now=now)
+        assert until(lambda: not containers_and_networks(owner), GONE_WITHIN), containers_and_networks(owner)
+        assert notebook.run("pg = Postgres.start(); tell(pg, answer=pg.value('select 42'))")["answer"] == 42
+    finally:
+        notebook.end()
+    assert until(lambda: not containers_and_networks(notebook.trace.owner), GONE_WITHIN)

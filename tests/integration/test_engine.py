@@ -9,6 +9,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,3 +160,14 @@ def test_what_a_killed_process_left_on_a_stopped_engine_goes_when_it_is_back(
             other.ended()
         assert own_engine.left(child.trace.owner) == []
         assert_nothing_left(child.trace)
+
+
+def test_doctor_fix_says_what_it_could_not_download(own_engine: OwnEngine, person: Person) -> None:
+    """The engine has no network, and after this none of our images."""
+    own_engine.docker("rmi", "--force", *(image.tag for image in IMAGES.values()))
+    fix = [sys.executable, "-m", "connlab.cli", "doctor", "--fix"]
+    environment = {**os.environ, **person.environment}
+    done = subprocess.run(fix, env=environment, preexec_fn=person.prepare, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "connlab doctor: download the image postgres:18: the Docker engine says: " in done.stderr
+    assert "Traceback" not in done.stderr
