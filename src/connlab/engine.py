@@ -95,10 +95,9 @@ def _address() -> str:
 
 
 def _client() -> DockerClient:
-    from testcontainers.core.config import testcontainers_config
+    """testcontainers' client, and nothing that would start its reaper: the watchdog is ours, for both backends."""
     from testcontainers.core.docker_client import DockerClient
 
-    testcontainers_config.ryuk_disabled = True  # the watchdog is ours, for both backends
     before = os.environ.get("DOCKER_HOST")
     try:
         return DockerClient()

@@ -253,6 +253,7 @@ def test_proc_tells_what_the_kernel_knows_of_each_process(start: Start) -> None:
         commands = pg.proc("cmdline")
         assert commands[pid].startswith("postgres: app shop")
         assert sum("checkpointer" in command for command in commands.values()) == 1
+        assert all("postgres" in command for command in commands.values()), "nobody else's"
         [status] = pg.proc("status", [pid, 99999999]).values()
         assert f"\nPid:\t{pid}\n" in status
         before = resident(pg, pid)
