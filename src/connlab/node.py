@@ -120,11 +120,13 @@ class Node:
 
     def mark(self) -> int:
         """A mark in the log, for ``log(since=…)``."""
+        self._program.settle()
         return self._program.log_size()
 
     def log(self, since: int = 0) -> str:
         """What the server has logged since it was started, or since a ``mark``; works after ``stop`` too."""
         if self._stopped_log is None:
+            self._program.settle()
             return self._program.log(since)
         return self._stopped_log.encode()[since:].decode(errors="replace")
 
@@ -172,6 +174,7 @@ class Node:
             self.thaw()
             self._shut_down()
         finally:
+            self._program.settle()
             self._stopped_log = self._program.log()
             self._program.remove()
 
@@ -254,7 +257,7 @@ class Node:
 
     def _start(self) -> None:
         """Start and return once a query has gone through the learner's path."""
-        mark = self.mark()
+        mark = self._program.log_size()
         self._program.start(self._arguments())
         deadline, problem = time.monotonic() + READY_WITHIN, ""
         while time.monotonic() < deadline:
@@ -279,6 +282,7 @@ class Node:
             connection.execute("select 1")
 
     def _start_error(self, mark: int, outcome: str) -> StartError:
+        self._program.settle()
         log = self._program.log(mark)
         reason = outcome if self._program.alive() else self._reason(log) or outcome
         return StartError(

@@ -330,6 +330,15 @@ def test_the_log_is_read_since_the_start_and_since_a_mark(server: Postgres) -> N
     assert "before the mark" not in server.log(since=mark) and "after the mark" in server.log(since=mark)
 
 
+def test_the_log_has_what_a_query_has_just_caused(server: Postgres) -> None:
+    """Forty times: from a container the log comes a moment later than the query's answer."""
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        for number in range(40):
+            with pytest.raises(psycopg.errors.UndefinedColumn):
+                connection.execute(f"select column_{number}")
+            assert f'column "column_{number}" does not exist' in server.log()
+
+
 def test_the_log_can_be_read_after_stop(node: Node) -> None:
     begun, mark = node.log(), node.mark()
     node.stop()

@@ -94,6 +94,9 @@ class Program(Protocol):
     def log_size(self) -> int:
         """Bytes printed so far: a mark for ``log``."""
 
+    def settle(self) -> None:
+        """Wait until all that has been printed by now is in ``log``."""
+
     def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
         """The text of /proc/<pid>/``name`` of each of its processes, or of these; those that have ended are left out.
 

@@ -139,11 +139,15 @@ class ContainerProgram:
 
     def log(self, since: int = 0) -> str:
         """See ``Program``."""
-        return self._output.text(since, running=self.alive())
+        return self._output.text(since)
 
     def log_size(self) -> int:
         """See ``Program``."""
-        return self._output.size(running=self.alive())
+        return self._output.size()
+
+    def settle(self) -> None:
+        """See ``Program``."""
+        self._output.settle(running=self.alive())
 
     def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
         """See ``Program``. The pids are the container's, which PostgreSQL shows too."""

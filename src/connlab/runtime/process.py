@@ -159,6 +159,9 @@ class LocalProgram:
         path = self._home / LOG
         return path.stat().st_size if path.exists() else 0
 
+    def settle(self) -> None:
+        """See ``Program``. It is there at once."""
+
     def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
         """See ``Program``."""
         return reaper.proc(self._home, name, pids)

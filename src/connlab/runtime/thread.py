@@ -117,6 +117,9 @@ class RelayProgram:
         """See ``Program``."""
         return len(self._log)
 
+    def settle(self) -> None:
+        """See ``Program``. It is there at once."""
+
     def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
         """See ``Program``. It has no process of its own."""
         return {}
