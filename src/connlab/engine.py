@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from connlab.errors import EngineError, ProgramMissing
 
 if TYPE_CHECKING:
+    from docker.api.client import APIClient
     from testcontainers.core.docker_client import DockerClient
 
 USUAL = "unix:///var/run/docker.sock"
@@ -40,8 +41,22 @@ _GO_THERE = (
 class Engine:
     """A Docker engine that answers; ``connect()`` gives the one there is."""
 
-    def __init__(self, docker: DockerClient, address: str) -> None:
-        self.docker, self.api, self.address = docker, docker.client, address
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._clients: dict[int, DockerClient] = {}
+
+    @property
+    def docker(self) -> DockerClient:
+        """testcontainers' client. A forked child has another, for it must not share its parent's connections."""
+        process = os.getpid()
+        if process not in self._clients:
+            self._clients[process] = _client()
+        return self._clients[process]
+
+    @property
+    def api(self) -> APIClient:
+        """docker's own client, which knows containers by their names and keeps nothing."""
+        return self.docker.client.api
 
     def __repr__(self) -> str:
         return f"<Docker engine at {self.address}>"
@@ -69,19 +84,19 @@ def connect() -> Engine:
         >>> connect().api.version()["Version"]
         '28.5.2'
     """
-    return _connect(os.getpid(), os.environ.get("DOCKER_HOST"))
+    return _connect(os.environ.get("DOCKER_HOST"))
 
 
 @functools.lru_cache(maxsize=1)
-def _connect(_process: int, _host: str | None) -> Engine:
-    """The arguments only tell the kept one apart: a forked child must not share its parent's connections."""
+def _connect(_host: str | None) -> Engine:
+    """The argument only tells the kept one apart."""
     address = _address()
     _require_this_machine(address)
     import docker.errors
     import requests
 
     try:
-        engine = Engine(_client(), address)
+        engine = Engine(address)
         engine.api.ping()
     except (docker.errors.DockerException, requests.RequestException, OSError) as problem:
         raise _missing(address, problem) from problem

@@ -128,7 +128,7 @@ def _get(engine: Engine, tag: str) -> DockerImage | None:
 
     with engine.asking(f"look for the image {tag}"):
         try:
-            return engine.api.images.get(tag)
+            return engine.docker.client.images.get(tag)
         except docker.errors.ImageNotFound:
             return None
 
@@ -136,7 +136,7 @@ def _get(engine: Engine, tag: str) -> DockerImage | None:
 def _pull(engine: Engine, say: Callable[[str], None]) -> None:
     repository, tag = BASE.split(":")
     with engine.asking(f"download the image {BASE}"):
-        layers = engine.api.api.pull(repository, tag, stream=True, decode=True)
+        layers = engine.api.pull(repository, tag, stream=True, decode=True)
         for layer in _done_layers(layers):
             say(f"  {BASE}: layer {layer} is here")
 
@@ -154,7 +154,7 @@ def _build(engine: Engine, image: Image) -> None:
 
     with engine.asking(f"build the image {image.tag}"):
         try:
-            engine.api.images.build(
+            engine.docker.client.images.build(
                 fileobj=archive(context(image)),
                 custom_context=True,
                 tag=image.tag,

@@ -36,6 +36,10 @@ OWNER_LABEL = "connlab.owner"
 GRACE = 2.0
 """Seconds that programs get to end by themselves (PostgreSQL then removes its shared memory)."""
 DEADLINE = 20.0
+IN_FLIGHT = 2.0
+"""Seconds in which an engine may still make what it was asked for by somebody who is gone or was interrupted."""
+STUCK = 3.0
+"""Seconds after which an engine that removes nothing any more is left alone until the next time."""
 IPC_RMID = 0
 CAP_SYS_PTRACE = 19
 LINUX = sys.platform == "linux"
@@ -190,8 +194,8 @@ def _unused_segments(uid: int, creators: set[int], known: set[int]) -> list[int]
     ]
 
 
-def reap(owner: Path) -> bool:
-    """Remove a dead owner's directory and all that runs in it.
+def reap(owner: Path, *, settle: float = 0) -> bool:
+    """Remove a dead owner's directory and all that runs in it; ``settle`` as for ``remove_labelled``.
 
     False when its owner lives, or when an engine that may have containers of it does not answer.
     """
@@ -201,7 +205,8 @@ def reap(owner: Path) -> bool:
     try:
         for server in sorted(path for path in owner.iterdir() if path.is_dir()):
             remove_tree(server)
-        if not all([remove_labelled(engine, f"{OWNER_LABEL}={owner}") for engine in _lines(owner / ENGINES)]):
+        label = f"{OWNER_LABEL}={owner}"
+        if not all([remove_labelled(engine, label, settle=settle) for engine in _lines(owner / ENGINES)]):
             return False
         shutil.rmtree(owner, ignore_errors=True)
     except FileNotFoundError:
@@ -213,21 +218,25 @@ def reap(owner: Path) -> bool:
     return True
 
 
-def remove_labelled(engine: str, label: str) -> bool:
-    """Remove the containers and networks with ``label``; False when the engine at that address does not answer.
+def remove_labelled(engine: str, label: str, *, settle: float = 0) -> bool:
+    """Remove the containers and networks with ``label``; False when the engine does not answer or something stays.
 
-    Looks again until nothing comes any more: the engine may still be making what a killed process had asked for.
+    Looks for ``settle`` seconds at least: the engine may still be making what a process had asked for that was killed
+    just now. Gives up what cannot be removed, as a network that somebody else's container uses.
     """
-    quiet, deadline = 0, time.monotonic() + DEADLINE
+    began = changed = time.monotonic()
+    before = -1
     try:
-        while quiet < 3 and time.monotonic() < deadline:
-            found = labelled(engine, label)
+        while (found := labelled(engine, label)) or time.monotonic() - began < settle:
+            if len(found) != before:
+                before, changed = len(found), time.monotonic()
+            if found and time.monotonic() - changed > STUCK:
+                return False
             _delete(engine, found)
-            quiet = 0 if found else quiet + 1
             time.sleep(0.1)
     except (OSError, ValueError):
         return False
-    return quiet == 3
+    return True
 
 
 def labelled(engine: str, label: str) -> dict[str, dict[str, str]]:
@@ -355,7 +364,7 @@ def watch(owner_pid: int, owners: list[Path]) -> None:
 def _reap_soon(owner: Path) -> None:
     """The kernel frees the lock a moment after it has reported the end."""
     deadline = time.monotonic() + 5
-    while owner.is_dir() and not reap(owner) and time.monotonic() < deadline:
+    while owner.is_dir() and not reap(owner, settle=IN_FLIGHT) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 

@@ -7,24 +7,20 @@ import shlex
 import signal
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from connlab import janitor
 from connlab.engine import Engine
 from connlab.errors import EngineError, StartError
 from connlab.images import NO_VOLUME, Facts, Image, archive
+from connlab.reaper import IN_FLIGHT
 from connlab.runtime import Address, ports
 from connlab.runtime.network import Network
 from connlab.runtime.output import Output
 
-if TYPE_CHECKING:
-    from docker.models.containers import Container
-
 USER = 999
 """The user postgres of the official image, whom both images run as."""
 STOP_WITHIN = 10.0
-IN_FLIGHT = 1.0
-"""Seconds in which the engine may still make what an interrupted request had asked for."""
 # Its own pid, then each line of each file behind the file's name.
 READ_ALL = 'echo $$; exec grep -aHs "" /proc/[0-9]*/"$1"'
 
@@ -44,8 +40,7 @@ class ContainerProgram:
         self._image, self._image_id, self._engine, self._network = image, image_id, engine, network
         self._files: dict[str, bytes] = {}
         self._arguments: Sequence[str] = ()
-        self._container: Container | None = None
-        self._asked = self._paused = self._left = False
+        self._asked = self._made = self._paused = self._left = False
         self._output = Output()
         owner = janitor.owner()
         self.name, self._labels = owner.container(kind, engine.address)
@@ -74,21 +69,23 @@ class ContainerProgram:
 
     def write(self, name: str, text: str) -> None:
         """See ``Program``."""
-        if self._container is None:
-            self._files[name] = text.encode()
+        if self._made:
+            self._put({name: text.encode()})
         else:
-            self._put(self._container, {name: text.encode()})
+            self._files[name] = text.encode()
 
     def start(self, arguments: Sequence[str]) -> None:
         """See ``Program``."""
         try:
-            if self._container is None:
+            if not self._made:
                 self._arguments = arguments
-                self._container = self._make(arguments)
-                self._put(self._container, self._files)
+                self._make(arguments)
+                self._put(self._files)
             with self._engine.asking(f"start the container {self.name}"):
-                self._output.follow(self._container)
-                self._container.start()
+                # Attached to before it starts, so that nothing it prints is lost.
+                printed = self._engine.api.attach(self.name, stdout=True, stderr=True, stream=True, logs=False)
+                self._output.follow(printed)
+                self._engine.api.start(self.name)
         except EngineError as problem:
             raise StartError(str(problem), command=self.command()) from problem
 
@@ -104,7 +101,7 @@ class ContainerProgram:
 
     def ended(self) -> str:
         """See ``Program``."""
-        if self._container is None:
+        if not self._made:
             return ""
         try:
             state = self._state()
@@ -114,9 +111,9 @@ class ContainerProgram:
 
     def signal(self, number: int) -> None:
         """See ``Program``."""
-        if self._container is not None and self.alive():
+        if self._made and self.alive():
             with contextlib.suppress(EngineError), self._engine.asking(f"send a signal to {self.name}"):
-                self._container.kill(signal=number)
+                self._engine.api.kill(self.name, number)
 
     def kill(self) -> None:
         """See ``Program``. The end of a container's first process is the end of all."""
@@ -152,12 +149,12 @@ class ContainerProgram:
     def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
         """See ``Program``. The pids are the container's, which PostgreSQL shows too."""
         files = [f"/proc/{pid}/{name}" for pid in pids or ()]
-        if self._container is None or (pids is not None and not files):
+        if not self._made or (pids is not None and not files):
             return {}
         command = ["grep", "-aHs", "", *files] if files else ["sh", "-c", READ_ALL, "sh", name]
         with self._engine.asking(f"read /proc in the container {self.name}"):
-            output: Any = self._container.exec_run(command, stderr=False).output
-        printed = output.decode(errors="replace")
+            started = self._engine.api.exec_create(self.name, command, stderr=False)
+            printed = self._engine.api.exec_start(started["Id"]).decode(errors="replace")
         reader, _, listed = ("", "", printed) if files else printed.partition("\n")
         return {pid: text for pid, text in _contents(listed).items() if str(pid) != reader}
 
@@ -166,7 +163,7 @@ class ContainerProgram:
         try:
             if self._asked:
                 self._remove_container()
-                self._asked, self._container = False, None
+                self._asked = self._made = False
         finally:
             self._port.release()
             self._keep_at_exit()
@@ -174,12 +171,12 @@ class ContainerProgram:
             self._left = True
             self._network.leave(self._place)
 
-    def _make(self, arguments: Sequence[str]) -> Container:
+    def _make(self, arguments: Sequence[str]) -> None:
         from docker.types import EndpointConfig, LogConfig
 
         self._asked = True
         with self._engine.asking(f"make the container {self.name}"):
-            return self._engine.docker.create(
+            self._engine.docker.create(
                 self._image_id,
                 command=list(arguments),
                 ports={f"{self._image.port}/tcp": (ports.HOST, self._port.number)},
@@ -195,32 +192,33 @@ class ContainerProgram:
                 security_opt=["no-new-privileges"],
                 log_config=LogConfig(type="json-file"),  # `docker logs` shows it too, whatever the engine's default
             )
+        self._made = True
 
-    def _put(self, container: Container, files: dict[str, bytes]) -> None:
+    def _put(self, files: dict[str, bytes]) -> None:
         with self._engine.asking(f"write {', '.join(files)} into the container {self.name}"):
-            container.put_archive(self.directory, archive(files, user=USER, mode=0o600))
+            self._engine.api.put_archive(self.name, self.directory, archive(files, user=USER, mode=0o600))
 
     def _state(self) -> dict[str, Any]:
-        if self._container is None:
+        if not self._made:
             return {}
         with self._engine.asking(f"look at the container {self.name}"):
-            found: dict[str, Any] = self._engine.api.api.inspect_container(self.name)["State"]
+            found: dict[str, Any] = self._engine.api.inspect_container(self.name)["State"]
             return found
 
     def _switch(self, verb: str) -> None:
         """Pause or unpause; a container that has ended meanwhile is no error."""
         with contextlib.suppress(EngineError), self._engine.asking(f"{verb} the container {self.name}"):
-            getattr(self._container, verb)()
+            getattr(self._engine.api, verb)(self.name)
 
     def _remove_container(self) -> None:
         """By its name: an interrupted request may have made one that we know nothing else of."""
         import docker.errors
 
-        deadline = time.monotonic() + (IN_FLIGHT if self._container is None else 0)
+        deadline = time.monotonic() + (0 if self._made else IN_FLIGHT)
         with self._engine.asking(f"remove the container {self.name}, which the next start or `connlab clean` will do"):
             while True:
                 try:
-                    self._engine.api.api.remove_container(self.name, force=True, v=True)
+                    self._engine.api.remove_container(self.name, force=True, v=True)
                     return
                 except docker.errors.NotFound:
                     if time.monotonic() >= deadline:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING
 
 from connlab import janitor
 from connlab.engine import Engine
 from connlab.errors import EngineError, StartError
-
-if TYPE_CHECKING:
-    from docker.models.networks import Network as DockerNetwork
+from connlab.reaper import IN_FLIGHT
 
 RANGE = IPv4Network("198.18.0.0/15")
 """Set aside for benchmarks (RFC 2544): neither a home's nor an office's network, nor among those that Docker takes."""
@@ -27,7 +25,7 @@ class Place:
     """An address on the network that stays a container's own while others come and go."""
 
     network: str
-    """The network's id: two may have the same name."""
+    """The network's id."""
     address: str
 
 
@@ -37,33 +35,33 @@ class Network:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._network: DockerNetwork | None = None
+        self._network = ""  # its id: two may have the same name
         self._subnet = RANGE
         self._taken: set[str] = set()
 
     def join(self) -> Place:
         """A place for one more container. Raises EngineError, StartError."""
         with self._lock:
-            if self._network is None:
+            if not self._network:
                 self._network = self._make()
             hosts = (str(self._subnet[number]) for number in range(FIRST, self._subnet.num_addresses - 1))
             address = next((host for host in hosts if host not in self._taken), None)
             if address is None:
                 raise StartError(f"more than {len(self._taken)} containers at once", hint="stop some")
             self._taken.add(address)
-            return Place(str(self._network.id), address)
+            return Place(self._network, address)
 
     def leave(self, place: Place) -> None:
         """Give a place back; its container is gone. Twice is no error."""
         with self._lock:
             self._taken.discard(place.address)
-            if self._taken or self._network is None:
+            if self._taken or not self._network:
                 return
-            network, self._network = self._network, None
-            with self._engine.asking(f"remove the network {network.name}"):
-                network.remove()
+            network, self._network = self._network, ""
+            with self._engine.asking(f"remove the network {network}"):
+                self._engine.api.remove_network(network)
 
-    def _make(self) -> DockerNetwork:
+    def _make(self) -> str:
         """Try until the subnet is one that nobody has."""
         refused = EngineError("no subnet was tried")
         for subnet in random.SystemRandom().sample(list(RANGE.subnets(new_prefix=24)), 20):
@@ -78,18 +76,31 @@ class Network:
                 return made
         raise refused
 
-    def _make_with(self, subnet: IPv4Network) -> DockerNetwork:
+    def _make_with(self, subnet: IPv4Network) -> str:
         from docker.types import IPAMConfig, IPAMPool
 
         name, labels = janitor.owner().container("network", self._engine.address)
         with self._engine.asking(f"make the network {name} with {subnet}"):
-            return self._engine.api.networks.create(
-                name,
-                driver="bridge",
-                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
-                labels=labels,
-                options={"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"},
-            )
+            try:
+                made = self._engine.api.create_network(
+                    name,
+                    driver="bridge",
+                    ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
+                    labels=labels,
+                    options={"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"},
+                )
+            except KeyboardInterrupt:  # the engine may still make it, and nobody would know
+                self._remove_soon(name)
+                raise
+        return str(made["Id"])
+
+    def _remove_soon(self, name: str) -> None:
+        deadline = time.monotonic() + IN_FLIGHT
+        while time.monotonic() < deadline:
+            for found in self._engine.api.networks(names=[name]):
+                self._engine.api.remove_network(found["Id"])
+                return
+            time.sleep(0.05)
 
 
 _networks: dict[tuple[int, str], Network] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 SETTLED = 0.1
 """Seconds without a byte after which what was printed before has arrived: it goes through two pipes and the engine.
@@ -24,9 +23,8 @@ class Output:
         self._ended = threading.Event()
         self._ended.set()
 
-    def follow(self, container: Any) -> None:
-        """Attach to a container that is about to start, so that nothing it prints is lost."""
-        stream = container.attach(stdout=True, stderr=True, stream=True, logs=False)
+    def follow(self, stream: Iterator[bytes]) -> None:
+        """Collect what comes, until the container ends."""
         self._ended = threading.Event()
         threading.Thread(target=self._read, args=[stream, self._ended], name="connlab-output", daemon=True).start()
 
