@@ -44,7 +44,8 @@ def run(*command: str, check: bool = True, **options: Any) -> str:
     """What the command prints, its errors included."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
     assert not check or done.returncode == 0, f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}"
-    return done.stdout
+    printed: str = done.stdout
+    return printed
 
 
 def free_ports(count: int) -> list[int]:

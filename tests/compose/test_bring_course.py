@@ -92,7 +92,7 @@ def test_one_that_stays_the_same_is_not_written_again(course: Path, folder: Path
     before = (folder / "notebooks" / "a").stat()
     bring_course.bring(course, folder)
     after = (folder / "notebooks" / "a").stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "an open notebook would be disturbed"
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "an open one is disturbed"
 
 
 def test_the_command_says_what_stays(course: Path, folder: Path, version: Version) -> None:

@@ -1,6 +1,6 @@
 """docker-compose.yml, brought up for real from images that are built here: what the README promises of it.
 
-The tests share one project. Those that take it down and up again stand last and leave it up, the very last one excepted.
+The tests share one project. Those that take it down and up again stand last and leave it up, but for the very last one.
 """
 
 from __future__ import annotations
@@ -116,14 +116,14 @@ def test_pgbouncer_takes_the_parameter_that_the_jdbc_driver_sends(stack: Stack) 
 def test_nobody_gets_in_without_the_password(stack: Stack, service: str, user: str) -> None:
     with pytest.raises(psycopg.OperationalError, match="no password supplied"):
         psycopg.connect(login(stack, service, "''", user))
-    with pytest.raises(psycopg.OperationalError, match="password authentication failed|SASL authentication failed"):
+    with pytest.raises(psycopg.OperationalError, match=r"(password|SASL) authentication failed"):
         psycopg.connect(login(stack, service, "wrong", user))
 
 
 def test_sockets_and_files_in_the_container_open_no_way_in_either(stack: Stack) -> None:
     rules = "select string_agg(distinct auth_method, ' ') from pg_hba_file_rules"
     weak = "select count(*) from pg_authid where rolpassword not like 'SCRAM-SHA-256$%'"
-    superuser = f"PGPASSWORD=$(cat /run/connlab/postgres_password) psql -qAt -U postgres -c \"{rules}\" -c \"{weak}\""
+    superuser = f'PGPASSWORD=$(cat /run/connlab/postgres_password) psql -qAt -U postgres -c "{rules}" -c "{weak}"'
     assert stack.exec("postgres", "bash", "-c", superuser).split() == ["scram-sha-256", "0"]
     without = ("psql", "--no-password", "-U", "postgres", "-c", "select 1")
     assert "no password supplied" in stack.exec("postgres", *without, options=("-e", "PGPASSFILE="), check=False)
@@ -182,7 +182,7 @@ def test_a_notebook_runs_with_servers_of_its_own_and_leaves_none(stack: Stack) -
     assert cells and all(cell["execution_count"] for cell in cells)
     (container,) = stack.left("ps", "--filter", "label=com.docker.compose.service=jupyter")
     assert not re.search("postgres|pgbouncer", run("docker", "top", container, "-eo", "pid,comm"))
-    assert stack.exec("jupyter", "bash", "-c", "ls /dev/shm/connlab-1000 2> /dev/null || true").split() in ([], ["lock"])
+    assert stack.exec("jupyter", "find", "/dev/shm", "-name", "postgres-*") == ""
 
 
 def test_no_password_is_to_be_seen(stack: Stack) -> None:
