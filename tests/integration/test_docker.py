@@ -265,47 +265,47 @@ def test_an_interrupt_during_the_start_leaves_nothing_half_started() -> None:
             assert_all_gone(child, owner_lives=True, seconds=0)
 
 
+def told_by(script: str) -> None:
+    """Run it in a process of its own, to its end."""
+    with Child(ON_DOCKER, script, "tell()") as child:
+        child.told()
+        child.ended()
+
+
+def leave_a_pair(child: Child) -> None:
+    """Kill it with its watchdog, both in one instant: what is stopped can start nobody."""
+    child.told()
+    [watchdog] = child.trace.helpers
+    child.send(signal.SIGSTOP)
+    os.kill(watchdog, signal.SIGKILL)
+    child.kill()
+    assert len(containers_and_networks(child.trace.owner)) == 3
+
+
 def test_what_nobody_watched_is_swept_by_the_next_start_and_by_clean() -> None:
     for sweeper in ("Postgres.start().stop()", "from connlab import cleaning; print(cleaning.sweep())"):
         with Child(ON_DOCKER, WAITING_PAIR) as child:
-            child.told()
-            [watchdog] = child.trace.helpers
-            child.send(signal.SIGSTOP)
-            os.kill(watchdog, signal.SIGKILL)
-            child.kill()
-            assert len(containers_and_networks(child.trace.owner)) == 3
-            with Child(ON_DOCKER, sweeper, "tell()") as other:
-                other.told()
-                other.ended()
+            leave_a_pair(child)
+            told_by(sweeper)
             assert_all_gone(child, seconds=0)
 
 
 def test_containers_whose_owners_directory_is_gone_are_swept_too() -> None:
     """As after a restart of the machine: memory is empty, containers are still there."""
     with Child(ON_DOCKER, WAITING_PAIR) as child:
-        child.told()
-        [watchdog] = child.trace.helpers
-        child.send(signal.SIGSTOP)
-        os.kill(watchdog, signal.SIGKILL)
-        child.kill()
+        leave_a_pair(child)
         for directory in child.trace.directories():
             for file in directory.iterdir():
                 file.unlink()
             directory.rmdir()
-        with Child(ON_DOCKER, "Postgres.start().stop(); tell()") as other:
-            other.told()
-            other.ended()
+        told_by("Postgres.start().stop()")
         assert_all_gone(child, seconds=0)
 
 
 def test_a_living_process_is_never_swept() -> None:
     with Child(ON_DOCKER, WAITING_PAIR, "tell(answer=pg.value('select 42'))") as child:
         child.told()
-        with Child(
-            ON_DOCKER, "from connlab import cleaning; cleaning.sweep(); Postgres.start().stop(); tell()"
-        ) as other:
-            other.told()
-            other.ended()
+        told_by("from connlab import cleaning; cleaning.sweep(); Postgres.start().stop()")
         child.say()
         assert child.told()["answer"] == 42
 
