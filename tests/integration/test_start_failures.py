@@ -43,10 +43,10 @@ def _nothing_remains() -> Iterator[None]:
 
 
 def what_is_there() -> tuple[set[str], set[str], list[str]]:
-    """The directories of this process's servers, what its children run, and the containers and networks there are."""
+    """What this process has: directories of servers, children, containers and networks."""
     directories = {str(path) for root in places.run_roots() for path in root.glob(f"{os.getpid()}-*/*/")}
     children = {f"{child.pid} {child.name()}" for child in psutil.Process().children()}
-    return directories, children, containers_and_networks()
+    return directories, children, containers_and_networks(os.getpid())
 
 
 def failure(kind: type[Exception], call: Callable[[], Any]) -> Any:
