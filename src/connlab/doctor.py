@@ -68,12 +68,12 @@ def look() -> Findings:
         >>> look().backends["local"].usable
         True
     """
-    docker, facts = _docker()
-    postgres, pgbouncer, room = _postgres(), _pgbouncer(facts.get("pgbouncer")), _room()
+    docker, in_docker = _docker()
+    postgres, pgbouncer, room = _postgres(), _pgbouncer(in_docker.get("pgbouncer")), _room()
     found = {"local": _local([postgres, pgbouncer, room]), "docker": _backend(docker)}
     checks = (_python(), _jupyterlab(), _notebooks(), postgres, pgbouncer, room, _state(), docker, _choice(found))
     if _chosen(found) == "docker":
-        return Findings(checks, found, facts["postgres"], facts["pgbouncer"], "docker")
+        return Findings(checks, found, in_docker["postgres"], in_docker["pgbouncer"], "docker")
     return Findings(checks, found, postgres.version, pgbouncer.version, _chosen(found))
 
 
@@ -170,11 +170,11 @@ def _docker() -> tuple[Check, dict[str, str]]:
     """The engine and its images; the versions of what is in them."""
     try:
         found = engine.connect()
-        facts = {kind: str(images.find(found, kind)[1].version) for kind in images.IMAGES}
+        versions = {kind: str(version) for kind, version in images.versions(found).items()}
     except ConnlabError as problem:
         return replace(_missing("docker", problem), needed=False), {}
-    where = f"{found.address}; PostgreSQL {facts['postgres']}, PgBouncer {facts['pgbouncer']}"
-    return Check(True, "docker", where, version=str(found.api.version()["Version"])), facts
+    where = f"{found.address}; PostgreSQL {versions['postgres']}, PgBouncer {versions['pgbouncer']}"
+    return Check(True, "docker", where, version=str(found.api.version()["Version"])), versions
 
 
 def _missing(what: str, problem: ConnlabError) -> Check:
@@ -215,11 +215,11 @@ def _chosen(found: dict[str, Backend]) -> str | None:
 
 
 def _choice(found: dict[str, Backend]) -> Check:
-    chosen, said = _chosen(found), os.environ.get(backends.VARIABLE)
+    chosen, said = _chosen(found), os.environ.get(backends.VARIABLE, "auto")
     how = f"{backends.VARIABLE} says {said!r}"
     if chosen:
-        return Check(True, "chosen backend", f"{chosen} ({how})" if said else chosen)
-    if said:
+        return Check(True, "chosen backend", f"{chosen} ({how})" if said != "auto" else chosen)
+    if said != "auto":
         return Check(False, "chosen backend", f"none: {how}", ways_out=[f"unset {backends.VARIABLE}"])
     named = [name for name in backends.LOCAL_PROGRAMS if os.environ.get(name)]
     if named and found["docker"].usable:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -149,9 +148,3 @@ def _root(problem: BaseException) -> BaseException:
     while found.__cause__ or found.__context__:
         found = found.__cause__ or found.__context__
     return found if isinstance(found, OSError) else problem
-
-
-def socket_path(address: str) -> Path | None:
-    """The path of the engine's Unix socket; None when it is reached over TCP."""
-    parts = urlsplit(address)
-    return Path(parts.path) if parts.scheme in ("unix", "http+unix") else None

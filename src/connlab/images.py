@@ -78,6 +78,11 @@ def find(engine: Engine, kind: str) -> tuple[str, Facts]:
     return str(found.id), made_once(place, lambda scratch: _read(engine, image, scratch), _facts)
 
 
+def versions(engine: Engine) -> dict[str, Version]:
+    """What each image runs, by its kind. Raises ProgramMissing as ``find`` does."""
+    return {kind: find(engine, kind)[1].version for kind in IMAGES}
+
+
 def lacking(engine: Engine) -> dict[str, str]:
     """The tags of the images that must be made, each with the reason."""
     found = {image: _get(engine, image.tag) for image in IMAGES.values()}

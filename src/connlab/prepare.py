@@ -51,7 +51,7 @@ def docker(progress: Progress) -> None:
     if images.lacking(found):
         with progress.step("Making the images of the docker backend (once)"):
             images.make(found, progress.say)
-    versions = {kind: images.find(found, kind)[1].version for kind in images.IMAGES}
+    versions = images.versions(found)
     progress.say(f"PostgreSQL {versions['postgres']} and PgBouncer {versions['pgbouncer']} (docker)")
 
 

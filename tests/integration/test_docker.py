@@ -335,12 +335,16 @@ def test_a_forked_child_that_ends_leaves_its_parents_servers_alone(leave: str) -
 def test_an_engine_on_a_tcp_port_of_this_machine_does() -> None:
     with relayed() as port:
         person = Person(environment={"CONNLAB_BACKEND": "docker", "DOCKER_HOST": f"tcp://127.0.0.1:{port}"})
-        with Child(person, WAITING_PAIR, "pg.restart(); tell(answer=pg.value('select 42')); listen()") as child:
-            child.told()
-            child.say()
-            assert child.told()["answer"] == 42
-            child.kill()
-            assert_all_gone(child)
+        assert_it_works_and_goes(person)
+
+
+def assert_it_works_and_goes(person: Person) -> None:
+    with Child(person, WAITING_PAIR, "pg.restart(); tell(answer=pg.value('select 42')); listen()") as child:
+        child.told()
+        child.say()
+        assert child.told()["answer"] == 42
+        child.kill()
+        assert_all_gone(child)
 
 
 @contextlib.contextmanager
@@ -373,13 +377,7 @@ def test_an_ordinary_user_who_may_use_the_socket_gets_the_same(ordinary: Person)
     group = SOCKET.stat().st_gid
     assert group != 0 and grp.getgrgid(group), "the engine's socket belongs to a group, as Debian's package has it"
     environment = {**ordinary.environment, "CONNLAB_BACKEND": "docker"}
-    person = dataclasses.replace(ordinary, groups=[group], environment=environment)
-    with Child(person, WAITING_PAIR, "tell(answer=pg.value('select 42')); listen()") as child:
-        child.told()
-        child.say()
-        assert child.told()["answer"] == 42
-        child.kill()
-        assert_all_gone(child)
+    assert_it_works_and_goes(dataclasses.replace(ordinary, groups=[group], environment=environment))
 
 
 def test_a_container_that_somebody_removed_is_reported(start: Start, containers: Any) -> None:

@@ -18,7 +18,7 @@ import pytest
 from conftest import Start
 from leftovers import until
 
-from connlab import ConnlabError, NodeStopped, PgBouncer, Postgres, SettingError, places
+from connlab import ConnlabError, NodeStopped, PgBouncer, Postgres, SettingError, places, reaper
 from connlab.configuration import ini_values
 from connlab.pgbouncer import REFUSED
 
@@ -266,6 +266,14 @@ def test_proc_tells_what_the_kernel_knows_of_each_process(start: Start) -> None:
     assert "pgbouncer.ini" in command
     with pytest.raises(ConnlabError, match="no file of a process"):
         pg.proc("../../etc/passwd")
+
+
+def test_a_system_without_proc_says_so(start: Start, local_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put on: no such system is at hand."""
+    pg = start()
+    with monkeypatch.context() as other_system, pytest.raises(ConnlabError, match="this system has no /proc"):
+        other_system.setattr(reaper, "LINUX", False)
+        pg.proc("status")
 
 
 def resident(pg: Postgres, pid: int) -> int:

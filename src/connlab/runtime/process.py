@@ -18,7 +18,7 @@ import psutil
 
 from connlab import janitor, reaper
 from connlab.account import server_account
-from connlab.errors import StartError
+from connlab.errors import ConnlabError, StartError
 from connlab.runtime import Address, ports
 from connlab.runtime.spawn import spawn
 from connlab.version import Version
@@ -164,6 +164,8 @@ class LocalProgram:
 
     def proc(self, name: str, pids: Iterable[int] | None = None) -> dict[int, str]:
         """See ``Program``."""
+        if not reaper.LINUX:
+            raise ConnlabError("this system has no /proc, from which a process's memory and CPU could be read")
         return reaper.proc(self._home, name, pids)
 
     def remove(self) -> None:
