@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
 import socket
@@ -14,6 +16,8 @@ from connlab.errors import StartError
 HOST = "127.0.0.1"
 RANGE = range(20000, 32000)
 """Below the ports that Linux (32768…) and macOS (49152…) give to outgoing connections."""
+REFUSED_WITHIN = 0.5
+"""Seconds. A connection to a port on which nobody listens is refused at once, unless a firewall drops it."""
 
 
 class Port:
@@ -71,15 +75,26 @@ def _bind(number: int, *, shared: bool) -> socket.socket:
     Set before binding (``shared``) it passes over what lingers in TIME_WAIT, which somebody who asks for one
     port wants; but also over others' ports that are held like this one. The server's own start tells then.
     """
-    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
+    with contextlib.ExitStack() as closed_on_error:
+        held = closed_on_error.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shared)
         held.bind((HOST, number))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-    except BaseException:
-        held.close()
-        raise
-    return held
+        _must_be_refused(number)
+        closed_on_error.pop_all()
+        return held
+
+
+def _must_be_refused(number: int) -> None:
+    """Raise OSError if connections to the port would not come to us, though it is ours.
+
+    A rule of the firewall can send them elsewhere, as Docker without its userland proxy and podman do for the
+    ports of containers, also of some that are gone.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.settimeout(REFUSED_WITHIN)
+        if client.connect_ex((HOST, number)) != errno.ECONNREFUSED:
+            raise OSError("another program answers there, or a rule of the firewall sends its connections elsewhere")
 
 
 def _release_in_child() -> None:
