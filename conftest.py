@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -16,6 +17,12 @@ pytest_plugins = ["pytester", "notebook_guard"]
 
 # The fast setting of every notebook: fewer repetitions, the same lesson. CONNLAB_FAST=0 runs them at full length.
 os.environ.setdefault("CONNLAB_FAST", "1")
+
+
+def pytest_configure() -> None:
+    """Hear interrupts: a shell starts what it runs in the background with them ignored, and so do our children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
