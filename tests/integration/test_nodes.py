@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import tempfile
 import time
@@ -274,6 +275,20 @@ def test_a_system_without_proc_says_so(start: Start, local_only: None, monkeypat
     with monkeypatch.context() as other_system, pytest.raises(ConnlabError, match="this system has no /proc"):
         other_system.setattr(reaper, "LINUX", False)
         pg.proc("status")
+
+
+def test_servers_hear_the_signals_that_we_ignore(start: Start, local_only: None) -> None:
+    """As in a program that a shell runs in the background: an old PgBouncer would outlive its stop by ten seconds."""
+    numbers = (signal.SIGINT, signal.SIGQUIT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        bouncer = start().pgbouncer()
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    [status] = bouncer.proc("status").values()
+    ignored = int(re.search(r"^SigIgn:\s+(\w+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
+    assert not any(ignored & 1 << number - 1 for number in numbers)
 
 
 def resident(pg: Postgres, pid: int) -> int:

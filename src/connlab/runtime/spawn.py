@@ -104,7 +104,7 @@ def spawn(
                 group=account.pw_gid if account else None,
                 extra_groups=[] if account else None,
                 umask=0o077,
-                preexec_fn=(lambda: _die_with(parent)) if _PRCTL else None,
+                preexec_fn=lambda: _in_the_child(parent),
             )
         started.append(process)
         return process
@@ -112,9 +112,15 @@ def spawn(
     return _spawner.run(start)
 
 
-def _die_with(parent: int) -> None:
-    """In the child, after privileges are dropped (which would clear it): end when the parent ends."""
-    assert _PRCTL is not None
+def _in_the_child(parent: int) -> None:
+    """After privileges are dropped: end when the parent ends, and hear the signals that end a server.
+
+    A shell starts what it runs in the background with SIGINT and SIGQUIT ignored, which children inherit.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    if _PRCTL is None:
+        return
     _PRCTL(PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
