@@ -36,6 +36,7 @@ from connlab import account, places, programs
 LINUX = sys.platform == "linux"
 PATIENCE = 60.0
 """Seconds until a child that says nothing is given up, on a busy machine."""
+DROPPED = "Exception ignored in"
 GONE_WITHIN = 10.0
 SEGMENTS = Path("/proc/sysvipc/shm")
 PR_CAPBSET_DROP = 24
@@ -279,6 +280,22 @@ class Child:
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)
+
+    def interrupt(self) -> dict[str, Any]:
+        """Send SIGINT; what it tells then.
+
+        Python drops an interrupt that falls into a destructor or a weak reference's callback, and says so: there
+        the one who pressed stop presses again.
+        """
+        self.send(signal.SIGINT)
+        deadline, dropped = time.monotonic() + PATIENCE, self.errors().count(DROPPED)
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(AssertionError):
+                return self.told(seconds=2)
+            if self.errors().count(DROPPED) > dropped:
+                dropped += 1
+                self.send(signal.SIGINT)
+        return self.told(seconds=0.1)
 
     def ended(self) -> int:
         """Wait for its end; the exit code, negative for a signal."""

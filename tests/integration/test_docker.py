@@ -260,8 +260,7 @@ def test_an_interrupt_during_the_start_leaves_nothing_half_started() -> None:
         for _ in range(8):
             child.say()
             time.sleep(random.uniform(0, 1.2))  # not a wait: the moment of the interrupt
-            child.send(signal.SIGINT)
-            child.told()
+            child.interrupt()
             assert_all_gone(child, owner_lives=True, seconds=0)
 
 

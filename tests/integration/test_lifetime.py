@@ -177,8 +177,7 @@ def test_an_interrupt_during_the_start_leaves_nothing_half_started() -> None:
             child.say()
             child.told()
             time.sleep(random.uniform(0, 0.35))  # not a wait: the moment of the interrupt
-            child.send(signal.SIGINT)
-            assert child.told()["strangers"] == []
+            assert child.interrupt()["strangers"] == []
             assert_nothing_left(child.trace, owner_lives=True, seconds=0)
         child.kill()
         assert_nothing_left(child.trace)
