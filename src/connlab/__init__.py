@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from connlab import figures as figures
     from connlab.errors import ConnlabError as ConnlabError
     from connlab.errors import EngineError as EngineError
     from connlab.errors import NodeStopped as NodeStopped
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
     from connlab.errors import SettingError as SettingError
     from connlab.errors import StartError as StartError
     from connlab.errors import StateError as StateError
+    from connlab.lesson.claims import claim as claim
+    from connlab.lesson.predictions import predict as predict
+    from connlab.lesson.questions import quiz as quiz
+    from connlab.live import watch as watch
     from connlab.pgbouncer import PgBouncer as PgBouncer
     from connlab.postgres import Postgres as Postgres
+    from connlab.recorder import Recorder as Recorder
     from connlab.relay import Relay as Relay
     from connlab.version import Version as Version
 
@@ -33,20 +39,28 @@ _HOMES = {
     "Postgres": "postgres",
     "PgBouncer": "pgbouncer",
     "Relay": "relay",
+    "Recorder": "recorder",
     "Version": "version",
+    "claim": "lesson.claims",
+    "predict": "lesson.predictions",
+    "quiz": "lesson.questions",
+    "watch": "live",  # a module of the function's own name would stand in its place once imported
     **dict.fromkeys(
         ("ConnlabError", "EngineError", "NodeStopped", "ProgramMissing", "SettingError", "StartError", "StateError"),
         "errors",
     ),
 }
-__all__ = tuple(_HOMES)
+_MODULES = ("figures",)
+__all__ = (*_HOMES, *_MODULES)
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"connlab.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'connlab' has no attribute {name!r}")
     return getattr(importlib.import_module(f"connlab.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

@@ -171,6 +171,8 @@ class RelayProgram:
             await asyncio.gather(up, down)
         except OSError as problem:
             self._say(f"a connection ended with {type(problem).__name__}")
+        except asyncio.CancelledError:
+            self._say("a connection was cut by the relay's end")  # raised on, asyncio before 3.12 prints a traceback
         finally:
             self._writers -= {client_out, server_out}
             client_out.close()

@@ -1,0 +1,185 @@
+"""The timeline: what happened at the same moments in the pool, in PgBouncer and in PostgreSQL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from connlab.errors import SettingError
+from connlab.figures import colours, style
+from connlab.figures.lanes import FAR, LANES, Lane, Layer, summed
+from connlab.figures.picture import Picture
+from connlab.figures.words import course_of, joined, number
+from connlab.recorder import Gap, Mark, Recorder, Series
+
+LABEL_WIDTH = 0.013
+"""What a letter of a mark's label takes of the axis' width, about."""
+ROWS = 3
+
+
+class Track:
+    """A source with its lane, and its values between two moments."""
+
+    def __init__(self, series: Series, since: float, until: float) -> None:
+        self.source, self.lane, self.gaps = series.source, LANES[series.kind], series.gaps
+        times, columns = series.columns(since)
+        shown = slice(0, sum(1 for at in times if at <= until))
+        self.times = np.clip(np.asarray(times[shown]), since, until)
+        self.columns = {metric: values[shown] for metric, values in columns.items()}
+
+    def values(self, layer: Layer) -> list[float]:
+        """The layer's values at ``times``."""
+        return summed(self.columns, layer, len(self.times))
+
+    @property
+    def limit(self) -> float:
+        """The newest limit that is known; infinite when there is none."""
+        known = [value for value in self.columns.get(self.lane.limit or "", ()) if not math.isnan(value)]
+        return known[-1] if known else math.inf
+
+    @property
+    def top(self) -> float:
+        """The highest that bands and lines get."""
+        heights = [np.asarray(self.values(layer)) for layer in self.lane.bands]
+        lines = [np.asarray(self.values(layer)) for layer in self.lane.lines]
+        found = [*lines, np.sum(heights, axis=0)] if heights else lines
+        return max((float(np.nanmax(values)) for values in found if np.isfinite(values).any()), default=0.0)
+
+
+def timeline(
+    rec: Recorder,
+    *,
+    title: str = "What happened, on one clock",
+    look: str = "Look at what changes in every lane at the same moment.",
+    since: float = 0.0,
+    until: float | None = None,
+) -> Picture:
+    """A lane for each recorded source: pools, PgBouncers, PostgreSQLs; marks, limits and gaps drawn.
+
+    ``since`` and ``until``: seconds of the recording to show. Bands are stacked connections; an orange line is the
+    clients that wait for one. A hatched stretch is one in which the source did not answer.
+
+    Raises SettingError when nothing was recorded then.
+
+    Example:
+        ``timeline(rec, look="Look at the orange line: it begins when the grey band is gone.")``
+    """
+    end = rec.now() if until is None else until
+    tracks = [Track(series, since, end) for series in rec.series]
+    if not end > since or not any(len(track.times) for track in tracks):
+        raise SettingError(f"nothing was recorded between {since:g} s and {end:g} s")
+    marks = [mark for mark in rec.marks if since <= mark.seconds <= end]
+    with style.house_style():
+        made, axes = style.figure(0.9 + 1.75 * len(tracks), rows=len(tracks))
+        style.head(made, title)
+        for axis, track in zip(axes, tracks, strict=True):
+            _draw(axis, track, end)
+        axes[-1].set_xlim(since, end)
+        axes[-1].set_xlabel("seconds since the recording began")
+        _draw_marks(axes, marks, since, end)
+    return Picture(made, alt=_alternative(tracks, marks, end), look=look)
+
+
+def _draw(axis: Axes, track: Track, end: float) -> None:
+    lane = track.lane
+    same = track.source.lower() in (lane.title.lower(), "pool")
+    title = axis.set_title(lane.title if same else f"{track.source} ({lane.title})", pad=4)
+    title.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # a mark's line passes behind it
+    axis.set_ylabel(lane.unit)
+    base = np.zeros(len(track.times))
+    handles: list[Patch | Line2D] = []
+    for layer in lane.bands:
+        height = np.asarray(track.values(layer))
+        if np.nansum(height) > 0:
+            axis.fill_between(track.times, base, base + height, step="post", color=layer.colour, linewidth=0)
+            handles.insert(0, Patch(color=layer.colour, label=layer.label))
+        base = base + height
+    for layer in lane.lines:
+        values = track.values(layer)
+        axis.step(track.times, values, where="post", color="white", linewidth=4)  # an edge, to stand out on any band
+        axis.step(track.times, values, where="post", color=layer.colour, linewidth=2)
+        handles.insert(0, Line2D([], [], color=layer.colour, linewidth=2, label=layer.label))
+    handles += _draw_limit(axis, track)
+    for gap in track.gaps:
+        _draw_gap(axis, gap, end)
+    axis.set_ylim(0)
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.4)
+
+
+def _draw_limit(axis: Axes, track: Track) -> list[Line2D]:
+    if not math.isfinite(track.limit):
+        return []
+    label = f"limit: {number(track.limit)}"
+    drawn = track.limit <= FAR * max(track.top, 1)
+    if drawn:
+        axis.axhline(track.limit, color=colours.LIMIT, linestyle=(0, (4, 2)), linewidth=1.3)
+    # An empty line in the legend still tells the number.
+    return [Line2D([], [], color=colours.LIMIT, linestyle=(0, (4, 2)) if drawn else "none", label=label)]
+
+
+def _draw_gap(axis: Axes, gap: Gap, end: float) -> None:
+    until = end if gap.end is None else min(gap.end, end)
+    if until <= gap.start:
+        return
+    axis.axvspan(gap.start, until, facecolor=colours.GAP, edgecolor="#BBBBBB", hatch="///", linewidth=0, zorder=0.6)
+    width = (until - gap.start) / end
+    if width > 0.08:
+        words = gap.why if width > 0.012 * len(gap.why) else "no answer"
+        axis.text(
+            (gap.start + until) / 2,
+            0.5,
+            words,
+            transform=axis.get_xaxis_transform(),
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            backgroundcolor="white",
+        )
+
+
+def _draw_marks(axes: Sequence[Axes], marks: Sequence[Mark], since: float, end: float) -> None:
+    free = [-1.0] * ROWS
+    for mark in marks:
+        for axis in axes:
+            axis.axvline(mark.seconds, color=colours.TEXT, linewidth=1, linestyle=":")
+        place = (mark.seconds - since) / (end - since)
+        row = next((row for row in range(ROWS) if free[row] <= place), ROWS - 1)
+        width = LABEL_WIDTH * len(mark.text)
+        leftwards = place + width > 1
+        free[row] = place + (0.01 if leftwards else width)
+        axes[0].annotate(
+            mark.text,
+            (place, 1),
+            xycoords="axes fraction",
+            xytext=(-3 if leftwards else 3, 20 + 12 * row),
+            textcoords="offset points",
+            ha="right" if leftwards else "left",
+            fontsize=8.5,
+            zorder=1,
+            arrowprops={"arrowstyle": "-", "linestyle": ":", "color": colours.TEXT, "relpos": (int(leftwards), 0)},
+        )
+
+
+def _alternative(tracks: Sequence[Track], marks: Sequence[Mark], end: float) -> str:
+    parts = [f"timeline of {end:.1f} seconds in {len(tracks)} lanes"]
+    parts += [_told(track, track.lane) for track in tracks]
+    parts += [f"marks: {', '.join(f'{mark.text} at {mark.seconds:.1f} s' for mark in marks)}"] if marks else []
+    return joined(parts)
+
+
+def _told(track: Track, lane: Lane) -> str:
+    layers = [(layer, track.values(layer)) for layer in (*lane.bands, *lane.lines)]
+    told = [course_of(layer.label, track.times, values) for layer, values in layers if np.nansum(values) > 0]
+    told += [f"limit {number(track.limit)}"] if math.isfinite(track.limit) else []
+    told += [
+        f"no answer from {gap.start:.1f} s to {'the end' if gap.end is None else f'{gap.end:.1f} s'} ({gap.why})"
+        for gap in track.gaps
+    ]
+    return f"{track.source}: {'; '.join(told) or 'nothing open'}"
