@@ -79,6 +79,18 @@ examples:
   connlab demo
   CONNLAB_POSTGRES=/usr/lib/postgresql/15/bin connlab demo    with another PostgreSQL
 """
+CLAIMS = """\
+Say how the guide's claims fared in the last runs of the notebooks.
+
+Each notebook measures some of the claims and computes a verdict on each: confirmed, depends, or refuted. A
+claim whose notebook has not run here is open. Verdicts are kept in the folder .connlab (CONNLAB_STATE moves
+it), one for each claim and backend.
+"""
+CLAIMS_EXAMPLES = """\
+examples:
+  connlab claims
+  connlab claims --json         [{"id": …, "verdict": …, "evidence": …, "notebook": …, "backend": …, …}, …]
+"""
 CLEAN = """\
 Remove what servers have left behind whose process is gone, as after a power cut: processes, files, containers.
 
@@ -136,6 +148,8 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--fix", action="store_true", help="first get every backend ready that can be")
     doctor.add_argument("--json", action="store_true", help="print the findings for a program to read")
     _command(commands, "demo", _demo, "a leak, a timeout and saturation in the terminal", DEMO, DEMO_EXAMPLES)
+    claims = _command(commands, "claims", _claims, "verdicts on the guide's claims", CLAIMS, CLAIMS_EXAMPLES)
+    claims.add_argument("--json", action="store_true", help="print the verdicts for a program to read")
     clean = _command(commands, "clean", _clean, "remove what dead processes have left", CLEAN, CLEAN_EXAMPLES)
     clean.add_argument("--cache", action="store_true", help="remove the cache too, unless somebody uses it")
     return top
@@ -204,6 +218,17 @@ def _demo(_given: argparse.Namespace) -> int:
     from connlab import demo
 
     demo.run()
+    return FINE
+
+
+def _claims(given: argparse.Namespace) -> int:
+    from connlab.lesson import listing, verdicts
+
+    settled, broken = verdicts.load()
+    found = verdicts.with_open(settled)
+    print(listing.as_json(found) if given.json else listing.as_text(found))
+    for line in broken:
+        print(f"connlab claims: left out {line}", file=sys.stderr)
     return FINE
 
 

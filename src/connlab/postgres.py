@@ -14,6 +14,7 @@ from psycopg import sql
 from connlab import backends, configuration
 from connlab.configuration import Change, Value
 from connlab.errors import ConnlabError, SettingError, StartError
+from connlab.lesson import started
 from connlab.node import Login, Node, new_password, url
 from connlab.pgbouncer import CONSOLE, PgBouncer
 from connlab.runtime import Program, Runtime
@@ -97,6 +98,7 @@ class Postgres(Node):
         except BaseException:
             program.remove()
             raise
+        started.remember(pg, runtime.name)
         return pg
 
     @property
@@ -142,6 +144,7 @@ class Postgres(Node):
             self.inner_address, self._runtime, self._logins[ROLE], self._logins[CONSOLE], ini, settings
         )
         self._fronts.append(bouncer)
+        started.remember(bouncer, self._runtime.name)
         return bouncer
 
     def reload(self) -> None:
