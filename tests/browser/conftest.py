@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # playwright keeps an event loop running in this thread
 def browser() -> Iterator[Browser]:
     """A headless Chromium; where there is none the test is skipped, in CI it fails."""
     if complaint := jupyterlab_driver.missing():
@@ -25,7 +25,7 @@ def browser() -> Iterator[Browser]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # playwright keeps an event loop running in this thread
 def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[jupyterlab_driver.Lab]:
     """A JupyterLab of the tests' own."""
     with jupyterlab_driver.running_lab(tmp_path_factory.mktemp("lab")) as running:
