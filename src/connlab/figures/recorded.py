@@ -168,7 +168,7 @@ def _draw_marks(axes: Sequence[Axes], marks: Sequence[Mark], since: float, end: 
 
 
 def _alternative(tracks: Sequence[Track], marks: Sequence[Mark], end: float) -> str:
-    parts = [f"timeline of {end:.1f} seconds in {len(tracks)} lanes"]
+    parts = [f"timeline of {end:.1f} seconds in {len(tracks)} {'lane' if len(tracks) == 1 else 'lanes'}"]
     parts += [_told(track, track.lane) for track in tracks]
     parts += [f"marks: {', '.join(f'{mark.text} at {mark.seconds:.1f} s' for mark in marks)}"] if marks else []
     return joined(parts)
