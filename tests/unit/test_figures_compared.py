@@ -31,6 +31,21 @@ def test_bars_of_one_part_have_no_legend_and_a_part_may_be_missing_in_a_row() ->
     assert [bar.get_width() for bar in mixed.figure.axes[0].patches] == [1, 0, 0, 2]
 
 
+def test_every_part_of_a_bar_that_stands_alone_has_its_number_in_the_legend() -> None:
+    picture = figures.bars({"setup": {"fork": 0.25, "authentication": 3.5, "rest": 2}}, title="Setup", xlabel="ms")
+    axis = picture.figure.axes[0]
+    legend = axis.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["fork: 0.25", "authentication: 3.5", "rest: 2"]
+    assert [text.get_text() for text in axis.texts] == ["5.75"]
+
+
+def test_a_bar_in_one_part_has_its_number_once() -> None:
+    rows = {"RSS": {"RSS": 54}, "PSS": {"PSS": 32}, "both": {"RSS": 20, "PSS": 30}}
+    texts = [text.get_text() for text in figures.bars(rows, title="t", xlabel="MB").figure.axes[0].texts]
+    assert sorted(texts) == ["20", "30", "32", "50", "54"]
+
+
 def test_bars_that_are_all_zero_are_drawn() -> None:
     assert figures.bars({"a": {"x": 0}}, title="t", xlabel="MB").svg()
 

@@ -28,6 +28,8 @@ def bars(
 ) -> Picture:
     """A horizontal bar for each name, made of parts that add up; its sum stands at its end.
 
+    A part of several has its number inside, where it has the room; where there is one bar alone, in the legend.
+
     ``xlabel`` names what is measured, with its unit.
 
     Raises SettingError for no rows, for a row without parts, and for a part that is negative or no number.
@@ -43,9 +45,10 @@ def bars(
         starts = [0.0] * len(rows)
         for part, colour in zip(parts, itertools.cycle(PALETTE), strict=False):
             values = [row.get(part, 0.0) for row in rows.values()]
-            axis.barh(list(rows), values, left=starts, color=colour, edgecolor="white", height=0.62, label=part)
-            if len(parts) > 1:
-                _write_inside(axis, starts, values, widest)
+            label = part if len(rows) > 1 else f"{part}: {number(values[0])}"
+            axis.barh(list(rows), values, left=starts, color=colour, edgecolor="white", height=0.62, label=label)
+            if len(rows) > 1:
+                _write_inside(axis, starts, values, widest, [sum(map(bool, row.values())) for row in rows.values()])
             starts = [start + value for start, value in zip(starts, values, strict=True)]
         _write_sums(axis, starts, widest)
         axis.set_xlim(0, widest * 1.13)
@@ -67,9 +70,11 @@ def _parts(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
     return list(dict.fromkeys(part for row in rows.values() for part in row))
 
 
-def _write_inside(axis: Axes, starts: Sequence[float], values: Sequence[float], widest: float) -> None:
+def _write_inside(
+    axis: Axes, starts: Sequence[float], values: Sequence[float], widest: float, parts: Sequence[int]
+) -> None:
     for place, (start, value) in enumerate(zip(starts, values, strict=True)):
-        if value >= ROOM * widest:
+        if parts[place] > 1 and value >= ROOM * widest:  # of a bar in one part, the sum says it already
             axis.text(start + value / 2, place, number(value), ha="center", va="center", color="white", fontsize=8.5)
 
 
