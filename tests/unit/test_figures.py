@@ -54,6 +54,10 @@ def postgres_series() -> Series:
     return series
 
 
+def legend_of(axis: Any) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
 ALL: dict[str, Any] = {
     "timeline": lambda: figures.timeline(Recorded(pool_series(), postgres_series())),
     "latencies": lambda: figures.latencies({"direct": [0.001, 0.002, 0.004] * 100}),
@@ -141,7 +145,33 @@ def test_a_limit_far_above_is_told_but_does_not_flatten_the_lane() -> None:
     picture = figures.timeline(Recorded(postgres_series()))
     axis = picture.figure.axes[0]
     assert axis.get_ylim()[1] < 10
-    assert "limit: 97" in [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "limit: 97, far above" in legend_of(axis)
+
+
+def test_a_limit_that_the_recorder_does_not_know_can_be_given() -> None:
+    picture = figures.timeline(Recorded(postgres_series()), limits={"PostgreSQL": 4})
+    axis = picture.figure.axes[0]
+    assert "limit: 4" in legend_of(axis) and "limit 4" in picture.alt
+    assert any(list(line.get_ydata()) == [4, 4] for line in axis.lines)
+    with pytest.raises(ConnlabError, match="'app' was not recorded; there is PostgreSQL"):
+        figures.timeline(Recorded(postgres_series()), limits={"app": 4})
+
+
+def test_who_failed_is_drawn_counted_and_told_in_the_lane_where_it_happened() -> None:
+    recorded = Recorded(pool_series(), postgres_series())
+    picture = figures.timeline(recorded, until=3.5, failures={"app": [3.2, 1.5, 3.9]})
+    pool, server = picture.figure.axes
+    crosses = [line for line in pool.lines if line.get_marker() == "x"]
+    assert [list(line.get_xdata()) for line in crosses] == [[1.5, 3.2]]
+    assert "failed: 2" in legend_of(pool) and "failed: 2" not in legend_of(server)
+    assert "2 failed, from 1.5 s to 3.2 s" in picture.alt
+    with pytest.raises(ConnlabError, match="'pool' was not recorded; there is app, PostgreSQL"):
+        figures.timeline(recorded, failures={"pool": [1.0]})
+
+
+def test_an_axis_that_counts_waiting_clients_says_so() -> None:
+    pool, server = figures.timeline(Recorded(pool_series(), postgres_series())).figure.axes
+    assert "clients" in pool.get_ylabel() and "clients" not in server.get_ylabel()
 
 
 def test_lanes_are_those_of_the_sources_that_are_there() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,6 +28,8 @@ class Track:
 
     def __init__(self, series: Series, since: float, until: float) -> None:
         self.source, self.lane, self.gaps = series.source, LANES[series.kind], series.gaps
+        self.given_limit = math.inf
+        self.failures: list[float] = []
         times, columns = series.columns(since)
         shown = slice(0, sum(1 for at in times if at <= until))
         self.times = np.clip(np.asarray(times[shown]), since, until)
@@ -39,7 +41,9 @@ class Track:
 
     @property
     def limit(self) -> float:
-        """The newest limit that is known; infinite when there is none."""
+        """The limit that was given, or the newest that was recorded; infinite when there is none."""
+        if math.isfinite(self.given_limit):
+            return self.given_limit
         known = [value for value in self.columns.get(self.lane.limit or "", ()) if not math.isnan(value)]
         return known[-1] if known else math.inf
 
@@ -59,13 +63,19 @@ def timeline(
     look: str = "Look at what changes in every lane at the same moment.",
     since: float = 0.0,
     until: float | None = None,
+    limits: Mapping[str, float] | None = None,
+    failures: Mapping[str, Sequence[float]] | None = None,
 ) -> Picture:
     """A lane for each recorded source: pools, PgBouncers, PostgreSQLs; marks, limits and gaps drawn.
 
     ``since`` and ``until``: seconds of the recording to show. Bands are stacked connections; an orange line is the
     clients that wait for one. A hatched stretch is one in which the source did not answer.
 
-    Raises SettingError when nothing was recorded then.
+    ``limits``: a source's name and the limit to draw in its lane, such as a PgBouncer's pool size, which the recorder
+    does not know. ``failures``: a source's name and the seconds (``rec.now()``) at which somebody was refused there or
+    gave up: a cross each, and their number in the legend.
+
+    Raises SettingError when nothing was recorded then, and for a source that was not recorded.
 
     Example:
         ``timeline(rec, look="Look at the orange line: it begins when the grey band is gone.")``
@@ -74,6 +84,10 @@ def timeline(
     tracks = [Track(series, since, end) for series in rec.series]
     if not end > since or not any(len(track.times) for track in tracks):
         raise SettingError(f"nothing was recorded between {since:g} s and {end:g} s")
+    for name, limit in (limits or {}).items():
+        _named(tracks, name).given_limit = limit
+    for name, moments in (failures or {}).items():
+        _named(tracks, name).failures = sorted(at for at in moments if since <= at <= end)
     marks = [mark for mark in rec.marks if since <= mark.seconds <= end]
     with style.house_style():
         made, axes = style.figure(0.9 + 1.75 * len(tracks), rows=len(tracks))
@@ -86,12 +100,19 @@ def timeline(
     return Picture(made, alt=_alternative(tracks, marks, end), look=look)
 
 
+def _named(tracks: Sequence[Track], name: str) -> Track:
+    found = next((track for track in tracks if track.source == name), None)
+    if found is None:
+        raise SettingError(f"{name!r} was not recorded; there is {', '.join(track.source for track in tracks)}")
+    return found
+
+
 def _draw(axis: Axes, track: Track, end: float) -> None:
     lane = track.lane
     same = track.source.lower() in (lane.title.lower(), "pool")
     title = axis.set_title(lane.title if same else f"{track.source} ({lane.title})", pad=4)
     title.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # a mark's line passes behind it
-    axis.set_ylabel(lane.unit)
+    axis.set_ylabel(f"{lane.unit}\nand clients" if lane.lines else lane.unit)
     base = np.zeros(len(track.times))
     handles: list[Patch | Line2D] = []
     for layer in lane.bands:
@@ -106,6 +127,7 @@ def _draw(axis: Axes, track: Track, end: float) -> None:
         axis.step(track.times, values, where="post", color=layer.colour, linewidth=2)
         handles.insert(0, Line2D([], [], color=layer.colour, linewidth=2, label=layer.label))
     handles += _draw_limit(axis, track)
+    handles += _draw_failures(axis, track)
     for gap in track.gaps:
         _draw_gap(axis, gap, end)
     axis.set_ylim(0)
@@ -116,12 +138,21 @@ def _draw(axis: Axes, track: Track, end: float) -> None:
 def _draw_limit(axis: Axes, track: Track) -> list[Line2D]:
     if not math.isfinite(track.limit):
         return []
-    label = f"limit: {number(track.limit)}"
     drawn = track.limit <= FAR * max(track.top, 1)
+    label = f"limit: {number(track.limit)}{'' if drawn else ', far above'}"
     if drawn:
         axis.axhline(track.limit, color=colours.LIMIT, linestyle=(0, (4, 2)), linewidth=1.3)
     # An empty line in the legend still tells the number.
     return [Line2D([], [], color=colours.LIMIT, linestyle=(0, (4, 2)) if drawn else "none", label=label)]
+
+
+def _draw_failures(axis: Axes, track: Track) -> list[Line2D]:
+    if not track.failures:
+        return []
+    look = {"color": colours.WAITING, "marker": "x", "markersize": 7, "markeredgewidth": 2, "linestyle": "none"}
+    heights = [0.9] * len(track.failures)  # of the lane: whatever its scale, where few bands reach
+    axis.plot(track.failures, heights, transform=axis.get_xaxis_transform(), zorder=4, **look)  # type: ignore[arg-type]
+    return [Line2D([], [], label=f"failed: {len(track.failures)}", **look)]  # type: ignore[arg-type]
 
 
 def _draw_gap(axis: Axes, gap: Gap, end: float) -> None:
@@ -178,8 +209,14 @@ def _told(track: Track, lane: Lane) -> str:
     layers = [(layer, track.values(layer)) for layer in (*lane.bands, *lane.lines)]
     told = [course_of(layer.label, track.times, values) for layer, values in layers if np.nansum(values) > 0]
     told += [f"limit {number(track.limit)}"] if math.isfinite(track.limit) else []
+    told += [_told_failures(track.failures)] if track.failures else []
     told += [
         f"no answer from {gap.start:.1f} s to {'the end' if gap.end is None else f'{gap.end:.1f} s'} ({gap.why})"
         for gap in track.gaps
     ]
     return f"{track.source}: {'; '.join(told) or 'nothing open'}"
+
+
+def _told_failures(moments: Sequence[float]) -> str:
+    when = f"from {moments[0]:.1f} s to {moments[-1]:.1f} s" if len(moments) > 1 else f"at {moments[0]:.1f} s"
+    return f"{len(moments)} failed, {when}"
