@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from connlab.recorder import Recorder as Recorder
     from connlab.relay import Relay as Relay
     from connlab.version import Version as Version
+    from connlab.workload import Load as Load
+    from connlab.workload import closed_loop as closed_loop
+    from connlab.workload import closed_loop_async as closed_loop_async
+    from connlab.workload import open_loop as open_loop
+    from connlab.workload import open_loop_async as open_loop_async
+    from connlab.workload import pgbench as pgbench
+    from connlab.workload import schedule as schedule
 
 # Looked up when first used: `connlab --help` and the watchdog need no database driver.
 _HOMES = {
@@ -45,6 +52,10 @@ _HOMES = {
     "predict": "lesson.predictions",
     "quiz": "lesson.questions",
     "watch": "live",  # a module of the function's own name would stand in its place once imported
+    **dict.fromkeys(
+        ("Load", "closed_loop", "closed_loop_async", "open_loop", "open_loop_async", "pgbench", "schedule"),
+        "workload",
+    ),
     **dict.fromkeys(
         ("ConnlabError", "EngineError", "NodeStopped", "ProgramMissing", "SettingError", "StartError", "StateError"),
         "errors",
