@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from connlab import faults as faults
     from connlab import figures as figures
     from connlab.errors import ConnlabError as ConnlabError
     from connlab.errors import EngineError as EngineError
@@ -61,7 +62,7 @@ _HOMES = {
         "errors",
     ),
 }
-_MODULES = ("figures",)
+_MODULES = ("faults", "figures")
 __all__ = (*_HOMES, *_MODULES)
 
 

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Self
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self, get_args
 
 from connlab import configuration
 from connlab.configuration import Change, Value
 from connlab.errors import SettingError
 from connlab.node import Node
 from connlab.runtime import Address
-from connlab.runtime.thread import Behaviour, RelayProgram
+from connlab.runtime.passing import Behaviour
+from connlab.runtime.thread import How, RelayProgram
 
-SETTINGS = ("delay_ms", "to_server", "to_client")
+SETTINGS = tuple(setting.name for setting in dataclasses.fields(Behaviour))
+
+
+@dataclass(frozen=True)
+class RelayChange(Change):
+    """What ``with relay.settings(…)`` did; ``before`` is the behaviour as it was."""
+
+    before: Behaviour = field(default=Behaviour(), repr=False)
 
 
 class Relay(Node):
     """Passes bytes on to a node behind it; ``pg.relay(…)`` and ``bouncer.relay(…)`` make one.
 
+    Settings, for each direction: ``delay_ms``; ``jitter_ms``, a random part of which comes on top (uniform from 0;
+    ``seed``, a whole number, repeats the sequence); ``kb_per_s``, the kB (1,000 bytes) a second that all its
+    connections share; ``to_server`` and ``to_client`` False for mute: bytes wait until it speaks again. Order is kept.
+    ``with relay.settings(delay_ms=10): …`` changes them while connections are open. Delays are kept to about 1 ms.
+
     Its own verbs: ``freeze`` lets connections open and nothing pass, ``kill`` resets all and refuses new ones,
-    ``drop`` resets what is open now. ``with relay.settings(delay_ms=10): …`` changes it while connections are open.
+    ``drop`` ends what is open now, in one of three ways.
 
     What a relay cannot show: its own kernel acknowledges what it receives, so keepalives and
-    ``tcp_user_timeout`` never fire across it.
+    ``tcp_user_timeout`` never fire across it, and there are no packets that it could lose.
+
+    Example:
+        >>> with pg.relay(delay_ms=10, jitter_ms=5, seed=1) as relay, psycopg.connect(relay.dsn) as conn:
+        ...     conn.execute("select 1").fetchone()
+        (1,)
     """
 
     label = "relay"
@@ -53,10 +74,22 @@ class Relay(Node):
         """The administrator's DSN of the node behind, through the relay."""
         return self._through(self._behind.admin_dsn)
 
-    def drop(self) -> int:
-        """Reset every connection that is open now; returns how many."""
+    def drop(self, how: How = "reset") -> int:
+        """End every connection that is open now; returns how many. New ones are served.
+
+        ``"reset"``: a TCP reset on both sides, as a firewall or a crashed machine sends. ``"close"``: both sides are
+        closed in order (FIN), as by a load balancer's idle timeout. libpq says "server closed the connection
+        unexpectedly" of both. ``"silent"``: nobody is told, and whatever either side sends is
+        swallowed from now on, as by a NAT that has forgotten the connection. Raises SettingError for another.
+        """
         self._must_exist()
-        return self._relay.drop()
+        if how not in get_args(How):
+            raise SettingError(f"a connection is dropped by {', '.join(map(repr, get_args(How)))}, not {how!r}")
+        return self._relay.drop(how)
+
+    def reset(self) -> int:
+        """Reset every connection that is open now; returns how many. The same as ``drop("reset")``."""
+        return self.drop("reset")
 
     def reload(self) -> None:
         """Nothing to read again: settings take effect at once."""
@@ -64,6 +97,14 @@ class Relay(Node):
     def _through(self, dsn: str) -> str:
         behind: Address = self._behind.address
         return dsn.replace(f"@{behind}/", f"@{self.address}/", 1)
+
+    def _start(self) -> None:
+        """As every node's; it passes everything until it has been seen to work."""
+        wanted, self._relay.behaviour = self._relay.behaviour, Behaviour()
+        try:
+            super()._start()
+        finally:
+            self._relay.behaviour = wanted
 
     def _arguments(self) -> list[str]:
         return []
@@ -79,36 +120,59 @@ class Relay(Node):
 
     def _change(self, settings: dict[str, Value]) -> Change:
         old = self._relay.behaviour
-        new = _behaviour(old, settings)
-        self._relay.behaviour = new
-        shown, before = _shown(new), _shown(old)
-        return Change(self.label, "at once", {name: shown[name] for name in settings}, before)
+        new = self._relay.behaviour = _behaviour(old, settings)
+        return RelayChange(self.label, "at once", _shown(new, settings), _shown(old, SETTINGS), before=old)
 
     def _restore(self, change: Change) -> None:
-        self._relay.behaviour = _behaviour(
-            Behaviour(),
-            {name: float(value) if name == "delay_ms" else value == "True" for name, value in change.old.items()},
-        )
+        assert isinstance(change, RelayChange)
+        old = {name: getattr(change.before, name) for name in change.new}
+        self._relay.behaviour = dataclasses.replace(self._relay.behaviour, **old)
 
 
-def _behaviour(old: Behaviour, settings: dict[str, Value]) -> Behaviour:
+def _behaviour(old: Behaviour, settings: Mapping[str, Value]) -> Behaviour:
     unknown = next((name for name in settings if name not in SETTINGS), None)
     if unknown is not None:
         hint = configuration.did_you_mean(unknown, SETTINGS) or f"it has {', '.join(SETTINGS)}"
         raise SettingError(f"a relay has no setting {unknown}; {hint}")
-    delay = settings.get("delay_ms", old.delay * 1000)
-    if isinstance(delay, str | bool) or not 0 <= delay <= 60_000:
-        raise SettingError(f"delay_ms takes a number of milliseconds from 0 to 60000, not {delay!r}")
-    flags = {name: settings.get(name, getattr(old, name)) for name in ("to_server", "to_client")}
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise SettingError(f"{name} takes True (bytes pass) or False (mute), not {value!r}")
-    return Behaviour(delay / 1000, bool(flags["to_server"]), bool(flags["to_client"]))
+    for name, value in settings.items():
+        right, what = TAKES[name]
+        if not right(value):
+            raise SettingError(f"{name} takes {what}, not {value!r}")
+    return dataclasses.replace(old, **settings)  # type: ignore[arg-type]  # TAKES has looked
 
 
-def _shown(behaviour: Behaviour) -> dict[str, str]:
-    return {
-        "delay_ms": f"{behaviour.delay * 1000:g}",
-        "to_server": str(behaviour.to_server),
-        "to_client": str(behaviour.to_client),
-    }
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_delay(value: Value) -> bool:
+    return _is_number(value) and 0 <= float(value) <= 60_000
+
+
+def _is_speed(value: Value) -> bool:
+    return _is_number(value) and float(value) > 0
+
+
+def _is_seed(value: Value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_flag(value: Value) -> bool:
+    return isinstance(value, bool)
+
+
+DELAY = (_is_delay, "a number of milliseconds from 0 to 60000")
+FLAG = (_is_flag, "True (bytes pass) or False (mute)")
+TAKES: dict[str, tuple[Callable[[Value], bool], str]] = {
+    "delay_ms": DELAY,
+    "jitter_ms": DELAY,
+    "kb_per_s": (_is_speed, "a number of kB (1,000 bytes) a second above 0, or float('inf') for no limit"),
+    "to_server": FLAG,
+    "to_client": FLAG,
+    "seed": (_is_seed, "a whole number"),
+}
+
+
+def _shown(behaviour: Behaviour, names: Iterable[str]) -> dict[str, str]:
+    values = {name: getattr(behaviour, name) for name in names}
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}

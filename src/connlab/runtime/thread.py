@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from connlab.errors import StartError
+from connlab.errors import NodeStopped, StartError
 from connlab.runtime import Address
+from connlab.runtime.passing import Behaviour, Connection, Side, Traffic
 from connlab.version import Version
 
-CHUNK = 1 << 16
-MUTE_TICK = 0.005
+BACKLOG = 1024
+"""Clients that may knock at the same moment; a burst of more would wait for TCP to try again."""
+How = Literal["reset", "close", "silent"]
 T = TypeVar("T")
-_LISTENERS: dict[int, socket.socket] = {}
-
-
-@dataclass
-class Behaviour:
-    """What the relay does with bytes that pass; read anew for every piece of them.
-
-    ``delay`` in seconds, for each direction; ``to_server`` and ``to_client`` False: that direction is mute.
-    """
-
-    delay: float = 0.0
-    to_server: bool = True
-    to_client: bool = True
+_RELAYS: weakref.WeakSet[RelayProgram] = weakref.WeakSet()
 
 
 class RelayProgram:
@@ -42,13 +31,23 @@ class RelayProgram:
 
     def __init__(self, target: Address) -> None:
         self.version = Version.find(version("connlab"))
-        self.behaviour = Behaviour()
         self._target, self._address = target, Address("127.0.0.1", 0)
-        self._frozen = False
         self._log = bytearray()
+        self._traffic = Traffic(self._say)
+        self._maker = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._listening: socket.socket | None = None
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """What it does with bytes that pass; a new one holds once it is set, for open connections too."""
+        return self._traffic.behaviour
+
+    @behaviour.setter
+    def behaviour(self, new: Behaviour) -> None:
+        self._change("behaviour", new)
 
     @property
     def address(self) -> Address:
@@ -66,12 +65,12 @@ class RelayProgram:
 
     def start(self, arguments: Sequence[str]) -> None:
         """See ``Program``."""
-        listener = self._listener()
-        self._address = Address(*listener.getsockname())
-        self._loop = asyncio.new_event_loop()
-        _LISTENERS[id(self)] = listener
+        self._listening = self._listener()
+        self._address = Address(*self._listening.getsockname())
+        self._maker, self._loop = os.getpid(), asyncio.new_event_loop()
+        _RELAYS.add(self)
         threading.Thread(target=_run_loop, args=[self._loop], name="connlab-relay", daemon=True).start()
-        self._server = self._run(asyncio.start_server(self._serve, sock=listener))
+        self._server = self._run(self._listen(self._listening))
         self._say(f"listening on {self._address}, relaying to {self._target}")
 
     def alive(self) -> bool:
@@ -88,26 +87,33 @@ class RelayProgram:
 
     def kill(self) -> None:
         """See ``Program``: open connections are reset, new ones refused."""
-        if self._loop is None:
+        if self._loop is None or not self._is_ours():
             return
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        _LISTENERS.pop(id(self), None)
-        self._loop, self._frozen = None, False
+        _RELAYS.discard(self)
+        self._loop, self._traffic.frozen = None, False
 
     remove = kill
 
     def freeze(self) -> None:
         """See ``Program``: connections are still accepted (by the kernel), nothing passes."""
-        self._frozen = True
+        self._change("frozen", True)
 
     def thaw(self) -> None:
         """See ``Program``."""
-        self._frozen = False
+        self._change("frozen", False)
 
-    def drop(self) -> int:
-        """Reset every open connection on both sides; returns how many. New ones are served."""
-        return self._run(self._abort_all()) if self._loop else 0
+    def drop(self, how: How = "reset") -> int:
+        """End every open connection in one of three ways; returns how many. New ones are served."""
+        return self._run(self._drop(how)) if self._loop else 0
+
+    def descriptors(self) -> list[int]:
+        """The file descriptors of its sockets."""
+        sides = [side for connection in list(self._traffic.connections) for side in connection.sides]
+        numbers = [side.transport.get_extra_info("socket").fileno() for side in sides if side.transport]
+        listening = self._listening.fileno() if self._listening else -1
+        return [number for number in (listening, *numbers) if number >= 0]
 
     def log(self, since: int = 0) -> str:
         """See ``Program``."""
@@ -130,82 +136,69 @@ class RelayProgram:
         except OSError as problem:
             raise StartError(f"the relay cannot listen on {self._address}: {problem}") from problem
 
+    def _is_ours(self) -> bool:
+        """Whether the thread is in this process: a forked child has none."""
+        return self._maker == os.getpid()
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        assert self._loop is not None
+        if self._loop is None or not self._is_ours():
+            work.close()
+            raise NodeStopped("this relay runs in the process that made it; a forked child cannot change it")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def _change(self, name: str, value: object) -> None:
+        """Set something of the traffic's; returns when it holds."""
+        if self._loop is None:
+            setattr(self._traffic, name, value)
+        else:
+            self._run(self._set(name, value))
+
+    async def _set(self, name: str, value: object) -> None:
+        setattr(self._traffic, name, value)
+        self._traffic.changed()
 
     def _say(self, text: str) -> None:
         self._log += f"{datetime.now():%Y-%m-%d %H:%M:%S.%f} {text}\n".encode()
 
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(self._client, sock=listener, backlog=BACKLOG)
+
     async def _close(self) -> None:
         assert self._server is not None
         self._server.close()
-        await self._abort_all()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        for task in self._connecting:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+        for connection in list(self._traffic.connections):
+            connection.reset()
+        await asyncio.sleep(0)  # the transports say goodbye to the loop
+        self._traffic.connections.clear()
 
-    async def _abort_all(self) -> int:
-        """Reset instead of close: SO_LINGER 0, as a firewall or a dead machine would look."""
-        writers, self._writers = self._writers, set()
-        for writer in writers:
-            with contextlib.suppress(OSError):
-                linger = (1).to_bytes(4, "little") + (0).to_bytes(4, "little")
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            writer.transport.abort()
-        self._say(f"dropped {len(writers) // 2} connections")
-        return len(writers) // 2
+    async def _drop(self, how: How) -> int:
+        found = [connection for connection in self._traffic.connections if connection.open]
+        ways: dict[How, Callable[[Connection], None]]
+        ways = {"reset": Connection.reset, "close": Connection.close, "silent": Connection.forget}
+        for connection in found:
+            ways[how](connection)
+        self._say(f"dropped {len(found)} connections ({how})")
+        return len(found)
 
-    async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+    def _client(self) -> Side:
+        """A client has connected: connect to the server too; what the client sends meanwhile waits."""
+        assert self._loop is not None
+        connection = Connection(self._traffic, self._loop)
+        self._traffic.add(connection)
+        task = self._loop.create_task(self._reach_server(connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return connection.client
+
+    async def _reach_server(self, connection: Connection) -> None:
         try:
-            server_in, server_out = await asyncio.open_connection(*self._target)
+            await asyncio.get_running_loop().create_connection(lambda: connection.server, *self._target)
         except OSError as problem:
             self._say(f"{self._target} cannot be reached: {problem}")
-            client_out.transport.abort()
-            return
-        self._writers |= {client_out, server_out}
-        up = self._pump(client_in, server_out, lambda: self.behaviour.to_server)
-        down = self._pump(server_in, client_out, lambda: self.behaviour.to_client)
-        try:
-            await asyncio.gather(up, down)
-        except OSError as problem:
-            self._say(f"a connection ended with {type(problem).__name__}")
-        except asyncio.CancelledError:
-            self._say("a connection was cut by the relay's end")  # raised on, asyncio before 3.12 prints a traceback
-        finally:
-            self._writers -= {client_out, server_out}
-            client_out.close()
-            server_out.close()
-
-    async def _pump(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, open_now: Callable[[], bool]
-    ) -> None:
-        """Pass bytes on in order, each ``delay`` after it came, also when the delay is longer than the gaps."""
-        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
-        delivery = asyncio.create_task(self._deliver(queue, target, open_now))
-        try:
-            data = b"first"
-            while data:
-                data = await source.read(CHUNK)
-                await queue.put((asyncio.get_running_loop().time() + self.behaviour.delay, data))
-            await delivery
-        finally:
-            delivery.cancel()
-
-    async def _deliver(
-        self, queue: asyncio.Queue[tuple[float, bytes]], target: asyncio.StreamWriter, open_now: Callable[[], bool]
-    ) -> None:
-        while True:
-            due, data = await queue.get()
-            await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
-            while self._frozen or not open_now():
-                await asyncio.sleep(MUTE_TICK)
-            if not data:
-                target.write_eof()
-                return
-            target.write(data)
-            await target.drain()
+            connection.close()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -214,9 +207,15 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _close_in_child() -> None:
-    """A forked child has no relay thread, and would keep the port beyond its parent's end."""
-    for listener in _LISTENERS.values():
-        listener.close()
+    """A forked child has no relay thread, and would hold port and connections beyond their end in the parent.
+
+    Each number is kept for the null device: a Python object that still has it would close another's file one day.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for relay in _RELAYS:
+        for number in relay.descriptors():
+            os.dup2(null, number, inheritable=False)
+    os.close(null)
 
 
 if hasattr(os, "register_at_fork"):
