@@ -91,6 +91,18 @@ examples:
   connlab claims
   connlab claims --json         [{"id": …, "verdict": …, "evidence": …, "notebook": …, "backend": …, …}, …]
 """
+LABS = """\
+Derive the labs from their solutions: what the learner is to write becomes a stub.
+
+For authors. Solutions are written by hand, labs never: change the notebook in solutions/, then run this. The notation
+is nbgrader's, so a teacher can use the solutions as its sources. A lab that somebody has worked in is not overwritten.
+"""
+LABS_EXAMPLES = """\
+examples:
+  connlab labs
+  connlab labs --check          change nothing; fail if a lab is not what its solution gives
+  connlab labs --force          overwrite labs that somebody has worked in
+"""
 CLEAN = """\
 Remove what servers have left behind whose process is gone, as after a power cut: processes, files, containers.
 
@@ -150,6 +162,10 @@ def parser() -> argparse.ArgumentParser:
     _command(commands, "demo", _demo, "a leak, a timeout and saturation in the terminal", DEMO, DEMO_EXAMPLES)
     claims = _command(commands, "claims", _claims, "verdicts on the guide's claims", CLAIMS, CLAIMS_EXAMPLES)
     claims.add_argument("--json", action="store_true", help="print the verdicts for a program to read")
+    labs = _command(commands, "labs", _labs, "derive the labs from their solutions", LABS, LABS_EXAMPLES)
+    either = labs.add_mutually_exclusive_group()
+    either.add_argument("--check", action="store_true", help="change nothing; fail if a lab differs")
+    either.add_argument("--force", action="store_true", help="overwrite labs that somebody has worked in")
     clean = _command(commands, "clean", _clean, "remove what dead processes have left", CLEAN, CLEAN_EXAMPLES)
     clean.add_argument("--cache", action="store_true", help="remove the cache too, unless somebody uses it")
     return top
@@ -229,6 +245,17 @@ def _claims(given: argparse.Namespace) -> int:
     print(listing.as_json(found) if given.json else listing.as_text(found))
     for line in broken:
         print(f"connlab claims: left out {line}", file=sys.stderr)
+    return FINE
+
+
+def _labs(given: argparse.Namespace) -> int:
+    from connlab import labs
+
+    if given.check:
+        print(f"{labs.check(labs.root())} labs are what their solutions give")
+        return FINE
+    for line in labs.write(labs.root(), force=given.force) or ["every lab was up to date"]:
+        print(line)
     return FINE
 
 

@@ -67,6 +67,11 @@ def numbered_notebooks(root: Path) -> list[Path]:
     return sorted(path for path in (root / "notebooks").glob("*.ipynb") if NUMBERED.fullmatch(path.stem))
 
 
+def solutions(root: Path) -> list[Path]:
+    """The solutions of the labs, in order."""
+    return sorted((root / "solutions").glob("lab_*.ipynb"))
+
+
 def cells_of(path: Path) -> list[Cell]:
     notebook = json.loads(path.read_text(encoding="utf-8"))
     return [

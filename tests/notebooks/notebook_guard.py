@@ -7,6 +7,8 @@ A notebook fails that
 - runs into the cell timeout and swallows the interrupt,
 - leaves the kernel (`exit()`) or kills it: noticed within a second, not after the cell timeout.
 
+In a solution, every check has passed; in a lab that nobody has worked in, every check says "Not solved yet".
+
 After a notebook's first failure its other cells are skipped. A run that was given no path and no -k or -m fails
 when a notebook of the course was not collected. Nothing here changes how a healthy notebook runs.
 """
@@ -25,6 +27,9 @@ import nbval.plugin
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 from notebook_kernel import KernelDied, WatchedKernel
+
+from connlab import labs
+from connlab.checks.results import HEADINGS, OPEN, PASSED
 
 COURSE_FOLDERS = ("notebooks", "labs", "solutions")
 SKIP_TAG = "skip-execution"  # nbclient's; nbval's own marks are known to nbval
@@ -112,7 +117,24 @@ class GuardedCell(IPyNbCell):
             return f"the kernel says that the cell failed: {reply.get('ename')}: {reply.get('evalue')}"
         if any(item.get("source") == "ask_exit" for item in reply.get("payload", [])):
             return "the cell asks the kernel to exit"
+        return self._wrong_for_its_folder()
+
+    def _wrong_for_its_folder(self) -> str | None:
+        """What the cell shows though it stands in a solution, or in a lab as it was derived."""
+        text, is_check = self._shown(), self.cell.metadata.get("nbgrader", {}).get("grade")
+        folder = self.parent.path.parent.name
+        if folder == labs.SOLUTIONS and HEADINGS[OPEN] in text:
+            return f"a solution says '{HEADINGS[OPEN]}'"
+        if folder == labs.SOLUTIONS and is_check and HEADINGS[PASSED] not in text:
+            return f"a check of a solution does not say '{HEADINGS[PASSED]}'"
+        if folder == labs.LABS and is_check and HEADINGS[OPEN] not in text and labs.is_as_derived(self.parent.nb):
+            return f"a check of a lab that nobody has worked in does not say '{HEADINGS[OPEN]}'"
         return None
+
+    def _shown(self) -> str:
+        """The text of the cell's outputs."""
+        outputs = self.test_outputs or []
+        return "\n".join(out.get("text", "") + out.get("data", {}).get("text/plain", "") for out in outputs)
 
     def _error(self) -> Any | None:
         """The error among the cell's outputs."""

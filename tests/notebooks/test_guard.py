@@ -21,6 +21,8 @@ import nbformat.v4
 import psutil
 import pytest
 
+from connlab import labs
+
 CLOSING_LINE = re.compile(r"=+ .* in [0-9.]+s.* =+")
 
 Cell = str | tuple[str, str]
@@ -184,6 +186,58 @@ def test_cells_after_a_failure_are_skipped_and_say_why_in_that_notebook_only(cou
     result.stdout.fnmatch_lines(
         ["SKIPPED*not run: notebooks/a.ipynb::Cell 1 failed", "FAILED*Cell 1 - AssertionError: no longer true"]
     )
+
+
+# Solutions and labs
+
+
+CHECK = """
+from connlab.checks.drivers import call
+from connlab.checks.sandbox import Sandbox
+from connlab.checks.trial import check
+@check("It works")
+def works(trial, act):
+    "Write it."
+    with Sandbox(act=act) as box:
+        answer = box.do(30, call, "act")
+    trial.expect("1", str(answer.value), answer.value == 1, "Return 1.")
+"""
+STUB = "def act():\n    # YOUR CODE HERE\n    raise NotImplementedError()"
+PASSED, OPEN = "✓ Passed", "○ Not solved yet"
+
+
+def add_lab(course: Course, path: str, act: str, *, worked_on: bool = False) -> None:
+    """A notebook whose last cell is a check."""
+    course.add(path, CHECK, act, "works(act)")
+    file = course.pytester.path / path
+    notebook = nbformat.read(file, as_version=4)
+    notebook.cells[2].metadata["nbgrader"] = {"grade": True}
+    notebook.metadata["connlab"] = {"derived": "of another text" if worked_on else labs.digest(notebook)}
+    nbformat.write(notebook, file)
+
+
+@pytest.mark.parametrize(
+    ("folder", "act", "said"),
+    [
+        ("solutions", "def act(): return 1", ""),
+        ("solutions", "def act(): return 2", f"a check of a solution does not say '{PASSED}'"),
+        ("solutions", STUB, f"a solution says '{OPEN}'"),
+        ("labs", STUB, ""),
+        ("labs", "def act(): return 2", f"a check of a lab that nobody has worked in does not say '{OPEN}'"),
+        ("labs", "def act(): return 1", f"a check of a lab that nobody has worked in does not say '{OPEN}'"),
+    ],
+)
+def test_checks_pass_in_solutions_and_are_open_in_labs(course: Course, folder: str, act: str, said: str) -> None:
+    add_lab(course, f"{folder}/lab_02.ipynb", act)
+    result = course.run(folder)
+    result.assert_outcomes(passed=2 if said else 3, failed=1 if said else 0)
+    if said:
+        result.stdout.fnmatch_lines([said])
+
+
+def test_a_lab_that_somebody_works_in_is_left_alone(course: Course) -> None:
+    add_lab(course, "labs/lab_02.ipynb", "def act(): return 2", worked_on=True)
+    course.run("labs").assert_outcomes(passed=3)
 
 
 # Notebooks that the run did not see

@@ -13,7 +13,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from lesson_form import numbered_notebooks
+from lesson_form import numbered_notebooks, solutions
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -29,8 +29,8 @@ def sabotages() -> dict[str, list[Sabotage]]:
 
 def lessons(root: Path) -> list[str]:
     """Every notebook and lab that must have a sabotage, as sabotage.toml names them."""
-    labs = sorted((root / "solutions").glob("lab_*.ipynb"))
-    return [path.relative_to(root).with_suffix("").as_posix() for path in [*numbered_notebooks(root), *labs]]
+    paths = [*numbered_notebooks(root), *solutions(root)]
+    return [path.relative_to(root).with_suffix("").as_posix() for path in paths]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

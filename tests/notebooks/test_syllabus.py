@@ -1,4 +1,4 @@
-"""Every experiment that the syllabus demands has its section in the notebook: nothing is skipped unseen."""
+"""What the syllabus demands of a notebook or lab has its section there: nothing is skipped unseen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lesson_form import Cell, Section, cells_of, numbered_notebooks, sections
+from lesson_form import Cell, Section, cells_of, numbered_notebooks, sections, solutions
 
 Demand = Mapping[str, Any]
 FIELDS = {"demand", "section", "runs", "links"}
@@ -20,7 +20,8 @@ def demands() -> dict[str, list[Demand]]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lesson" in metafunc.fixturenames:
-        paths = numbered_notebooks(metafunc.config.rootpath)
+        root = metafunc.config.rootpath
+        paths = [*numbered_notebooks(root), *solutions(root)]
         metafunc.parametrize("lesson", paths, ids=[path.stem for path in paths])
 
 

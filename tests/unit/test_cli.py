@@ -12,7 +12,7 @@ import pytest
 from connlab import browser, cleaning, cli, doctor, jupyter, places, programs, progress
 from connlab.errors import ConnlabError, ProgramMissing
 
-COMMANDS = ("start", "doctor", "demo", "claims", "clean")
+COMMANDS = ("start", "doctor", "demo", "claims", "labs", "clean")
 HEAVY = ("jupyter", "tornado", "traitlets", "ipykernel", "psycopg", "asyncio")
 
 

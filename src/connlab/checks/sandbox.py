@@ -1,0 +1,266 @@
+"""Runs the learner's functions in a process of their own, so that nothing they do can harm the notebook.
+
+The functions, and what they use of the notebook, go there as a pickle made by cloudpickle: of functions that stand in
+a notebook it takes the code, of modules the name. A fresh process and not a fork: a forked kernel has its threads'
+locks and its sockets, and a pool that was open in the notebook would speak on the same connection from both sides.
+
+This keeps mistakes apart, not malice: the process has the user's rights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from types import CodeType, FunctionType
+from typing import IO, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from connlab.checks.answers import Place, is_learners
+from connlab.checks.drivers import Learner
+from connlab.checks.errors import CheckError, Ended, Floods, Hangs, Rooted, Unfinished, Unloadable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+OUTPUT_KEPT = 2000
+"""Bytes of the learner's output that a card shows."""
+FLOOD_MB = 5
+START_WITHIN = 30.0
+"""Seconds that the process has to start and to load the code, before the first call's time begins."""
+FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<function>.+)')
+
+
+class Sandbox:
+    """A process with the learner's functions in it, gone after the ``with`` block and all that it has started.
+
+    Functions of ``connlab.checks.drivers`` (or of a lab's own module) run there, beside the learner's code.
+
+    Example::
+
+        with Sandbox(start=start, handle=handle) as box:
+            box.do(5, call, "start", pg.dsn, keep="app")
+            answers = box.do(10, load, "handle", [(1,), (2,)], clients=2, on="app")
+
+    Calls raise Unfinished where a function still has its stub, and Trouble for what ends a check.
+    """
+
+    def __init__(self, **code: Callable[..., Any]) -> None:
+        self._code = packed(code)
+        self._ready = False
+
+    def __enter__(self) -> Self:
+        self._connection, theirs = Pipe()
+        self._last_words = tempfile.TemporaryFile()
+        files = (theirs.fileno(), self._last_words.fileno())
+        command = [sys.executable, "-m", "connlab.checks.worker", *map(str, files), str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=files,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        assert self._process.stdout is not None
+        self._output = Output(self._process.stdout, self._kill)
+        with contextlib.suppress(OSError):  # it is gone already; the first call will say so
+            self._connection.send_bytes(self._code)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+        self._process.wait()
+        self._connection.close()
+        self._last_words.close()
+        self._output.close()
+
+    @property
+    def output(self) -> str:
+        """The beginning of what the learner's code has printed."""
+        return self._output.text()
+
+    def do(
+        self, within: float, driver: Callable[Concatenate[Learner, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run ``driver`` there and return what it returns, plain data; at most ``within`` seconds."""
+        return self.begin(driver, *args, **kwargs).result(within)
+
+    def begin(self, driver: Callable[Concatenate[Learner, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Pending[T]:
+        """Have ``driver`` run there while the check does something else; one at a time."""
+        with contextlib.suppress(OSError):
+            self._connection.send((driver, args, kwargs))
+        return Pending(self)
+
+    def take(self, within: float) -> Any:
+        """The next reply; for ``Pending``."""
+        try:
+            if not self._ready:
+                self._receive(START_WITHIN)
+                self._ready = True
+            return self._receive(within)
+        except (EOFError, OSError):
+            raise self._end() from None
+
+    def _receive(self, within: float) -> Any:
+        if not self._connection.poll(within):
+            raise Hangs(within, self._where() if self._ready else None)
+        return _opened(*self._connection.recv())
+
+    def _end(self) -> Ended | Floods:
+        """Why it is gone."""
+        if self._output.flooded:
+            return Floods(FLOOD_MB)
+        try:
+            code = self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            return Ended("it cut the connection to the check")
+        if code < 0:
+            return Ended(f"its program was killed by {signal.Signals(-code).name}")
+        return Ended(f"its program ended with exit status {code}")
+
+    def _where(self) -> Place | None:
+        """The learner's line that runs now, in any thread."""
+        begin = os.fstat(self._last_words.fileno()).st_size
+        self._process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            text = os.pread(self._last_words.fileno(), 1 << 20, begin).decode(errors="replace")
+            if places := list(_learners_places(text)):
+                return places[0]
+        return None
+
+    def _kill(self) -> None:
+        """End it, and what it has started: they are a session of their own."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class Pending(Generic[T]):
+    """A driver that runs in a sandbox."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self._box = box
+
+    def result(self, within: float) -> T:
+        """What it returned; raises Hangs when it takes longer than ``within`` seconds from now."""
+        value: T = self._box.take(within)
+        return value
+
+
+class Output:
+    """Reads what a process prints: keeps the beginning, counts the rest, and ends a flood."""
+
+    def __init__(self, stream: IO[bytes], kill: Callable[[], None]) -> None:
+        self._stream, self._kill = stream, kill
+        self._kept, self._size = bytearray(), 0
+        self.flooded = False
+        self._thread = threading.Thread(target=self._read, name="connlab-output", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while part := os.read(self._stream.fileno(), 1 << 16):
+            self._kept += part[: OUTPUT_KEPT - len(self._kept)]
+            self._size += len(part)
+            if self._size > FLOOD_MB << 20 and not self.flooded:
+                self.flooded = True
+                self._kill()
+
+    def text(self) -> str:
+        """The beginning, and how much more there was."""
+        text = self._kept.decode(errors="replace").strip()
+        more = self._size - len(self._kept)
+        return f"{text}\n… and {more:,} bytes more" if more > 0 else text
+
+    def close(self) -> None:
+        """After the process has been killed. Somebody who left its session may hold the pipe: let the thread go."""
+        self._thread.join(2)
+        if not self._thread.is_alive():
+            self._stream.close()
+
+
+def _opened(kind: str, value: Any, names: tuple[str, ...]) -> Any:
+    if kind == "broken":
+        raise CheckError(f"a driver failed in the learner's process:\n{value}")
+    if kind == "unloadable":
+        raise Unloadable(value)
+    if kind == "stub":
+        raise Unfinished(names)
+    if kind == "exit":
+        raise Ended(f"`{names[0]}` calls `sys.exit()`")
+    return value
+
+
+def _learners_places(dump: str) -> Iterator[Place]:
+    """The learner's innermost line of each thread in faulthandler's text."""
+    for thread in dump.split("hread 0x")[1:]:
+        frames = (Place(found["function"], int(found["line"]), found["file"]) for found in FRAME.finditer(thread))
+        own = [frame for frame in frames if is_learners(frame.file)]
+        yield from own[:1]
+
+
+# --- taking code along --------------------------------------------------------------------------------------
+
+
+def packed(code: dict[str, Any]) -> bytes:
+    """The functions and all that they use, for another process; raises Rooted where that cannot be."""
+    for name, function in code.items():
+        if not callable(function):
+            raise CheckError(f"{name} is {function!r}; give the function that the learner writes")
+    try:
+        return bytes(cloudpickle.dumps(code))
+    except Exception as problem:
+        raise _rooted(code, problem) from problem
+
+
+def _rooted(code: dict[str, Any], problem: Exception) -> Rooted:
+    for name, value in _used(code.values(), set()):
+        if not _can_travel(value):
+            return Rooted(name, f"a {type(value).__name__}")
+    return Rooted(next(iter(code)), str(problem))
+
+
+def _used(values: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Names and values that functions use from outside, those of the functions that they call first."""
+    for function in (each for value in values for each in _functions(value)):
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
+        used = {name: function.__globals__[name] for name in _names(function.__code__) & set(function.__globals__)}
+        used |= dict(inspect.getclosurevars(function).nonlocals)
+        yield from _used(used.values(), seen)
+        yield from used.items()
+
+
+def _functions(value: Any) -> list[FunctionType]:
+    if isinstance(value, type) and value.__module__ == "__main__":
+        return [each for each in vars(value).values() if isinstance(each, FunctionType)]
+    return [value] if isinstance(value, FunctionType) and value.__module__ == "__main__" else []
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _can_travel(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:
+        return False
+    return True
