@@ -11,7 +11,8 @@ from connlab.figures.measured import latencies as latencies
 from connlab.figures.measured import sweep as sweep
 from connlab.figures.picture import Picture as Picture
 from connlab.figures.recorded import timeline as timeline
+from connlab.figures.side_by_side import spans as spans
 from connlab.figures.traces import errors as errors
 from connlab.figures.traces import swimlanes as swimlanes
 
-__all__ = ("Picture", "bars", "curves", "errors", "knee", "latencies", "sweep", "swimlanes", "timeline")
+__all__ = ("Picture", "bars", "curves", "errors", "knee", "latencies", "spans", "sweep", "swimlanes", "timeline")
