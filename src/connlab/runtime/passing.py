@@ -131,7 +131,7 @@ class Connection:
 
 
 class Side(asyncio.Protocol):
-    """One end of a connection. asyncio sets TCP_NODELAY on it."""
+    """One end of a connection."""
 
     out: Line
     into: Line

@@ -132,9 +132,12 @@ class RelayProgram:
 
     def _listener(self) -> socket.socket:
         try:
-            return socket.create_server(self._address)
+            listener = socket.create_server(self._address)
         except OSError as problem:
             raise StartError(f"the relay cannot listen on {self._address}: {problem}") from problem
+        # Accepted connections inherit it. asyncio sets it only on sockets whose protocol number says TCP.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        return listener
 
     def _is_ours(self) -> bool:
         """Whether the thread is in this process: a forked child has none."""
