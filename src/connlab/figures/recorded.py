@@ -150,8 +150,9 @@ def _draw_failures(axis: Axes, track: Track) -> list[Line2D]:
     if not track.failures:
         return []
     look = {"color": colours.WAITING, "marker": "x", "markersize": 7, "markeredgewidth": 2, "linestyle": "none"}
-    heights = [0.9] * len(track.failures)  # of the lane: whatever its scale, where few bands reach
-    axis.plot(track.failures, heights, transform=axis.get_xaxis_transform(), zorder=4, **look)  # type: ignore[arg-type]
+    heights = [1.03] * len(track.failures)  # just above the lane, so that no band, line or limit lies behind
+    transform = axis.get_xaxis_transform()
+    axis.plot(track.failures, heights, transform=transform, clip_on=False, **look)  # type: ignore[arg-type]
     return [Line2D([], [], label=f"failed: {len(track.failures)}", **look)]  # type: ignore[arg-type]
 
 
