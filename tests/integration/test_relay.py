@@ -351,6 +351,18 @@ def test_a_client_that_is_cut_off_ends_its_session(pg: Postgres) -> None:
         conn.close()
 
 
+def test_a_client_that_gave_up_on_a_mute_relay_does_not_disturb_the_others(pg: Postgres) -> None:
+    with pg.relay() as relay, psycopg.connect(relay.dsn, autocommit=True) as other:
+        gone = psycopg.connect(relay.dsn, application_name="through the relay", autocommit=True)
+        with relay.settings(to_client=False):
+            gone.pgconn.send_query(b"select 1")
+            gone.pgconn.flush()
+            gone.close()
+            until(lambda: sessions(pg) == 0)  # its answer and the session's end wait in the relay
+        assert other.execute("select 1").fetchone() == (1,)
+        until(lambda: relay.drop() == 1)
+
+
 def test_the_end_of_a_session_waits_in_a_mute_direction(pg: Postgres) -> None:
     with pg.relay() as relay, psycopg.connect(relay.dsn, autocommit=True) as conn:
         with relay.settings(to_client=False):

@@ -192,6 +192,14 @@ class Side(asyncio.Protocol):
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.transport.abort()
 
+    def end(self) -> None:
+        """Send nothing more (FIN); it may still be sent to."""
+        assert self.transport is not None
+        try:
+            self.transport.write_eof()
+        except OSError:  # who has reset it while nobody read from it
+            self.transport.abort()
+
     def close(self) -> None:
         """End it in order (FIN)."""
         if self.transport is None:
@@ -306,7 +314,7 @@ class Line:
         if piece is None:
             self.target.reset()
         else:
-            self.target.transport.write_eof()
+            self.target.end()
         self.source.connection.settle()
 
     def _is_clear(self) -> bool:

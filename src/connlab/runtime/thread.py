@@ -164,7 +164,15 @@ class RelayProgram:
         self._log += f"{datetime.now():%Y-%m-%d %H:%M:%S.%f} {text}\n".encode()
 
     async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        asyncio.get_running_loop().set_exception_handler(self._trouble)
         return await asyncio.get_running_loop().create_server(self._client, sock=listener, backlog=BACKLOG)
+
+    def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """asyncio ends a direction late, when all is written, and does not expect the other side to have gone."""
+        if isinstance(context.get("exception"), OSError):
+            self._say(f"a connection ended with {type(context['exception']).__name__}")
+        else:
+            loop.default_exception_handler(context)
 
     async def _close(self) -> None:
         assert self._server is not None
