@@ -217,7 +217,8 @@ class Node:
     def relay(self, **settings: Value) -> Relay:
         """Put a TCP relay in front: ``delay_ms`` for each direction, ``to_server`` and ``to_client`` False for mute.
 
-        ``jitter_ms``, ``seed`` and ``kb_per_s``: see ``connlab.relay``. Its settings change while connections are open: ``with relay.settings(delay_ms=10): …``. Raises SettingError.
+        ``jitter_ms``, ``seed`` and ``kb_per_s``: see ``Relay``. Its settings change while connections are open:
+        ``with relay.settings(delay_ms=10): …``. Raises SettingError.
         """
         from connlab.relay import Relay  # a relay is a node itself
 
