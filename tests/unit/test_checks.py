@@ -17,7 +17,7 @@ import pytest
 from lab_answers import defined
 
 from connlab.checks.answers import Answer, plain, problems
-from connlab.checks.drivers import Learner, call, load
+from connlab.checks.drivers import Learner, call, crew, load
 from connlab.checks.errors import CheckError, Ended, Floods, Hangs, Rooted, Trouble, Unfinished, Unloadable
 from connlab.checks.results import FAILED, OPEN, PASSED, Result, Row
 from connlab.checks.sandbox import FLOOD_MB, OUTPUT_KEPT, Sandbox
@@ -70,6 +70,50 @@ def test_what_the_learners_function_uses_comes_along() -> None:
     assert answer.arguments == (21.5,) and 0 <= answer.seconds < 10
 
 
+CACHED: dict[str, tuple[str, Any]] = {
+    "a helper": ("@lru_cache\ndef x(number): return Counter().next()\ndef act(): return x(1), x(1)", (1, 1)),
+    "the function itself": ("@cache\ndef act(): return Counter().next()", 1),
+    "a method": (
+        "class A:\n    @lru_cache\n    def x(self): return Counter().next()\n"
+        "ONE = A()\ndef act(): return ONE.x(), ONE.x()",
+        (1, 1),
+    ),
+    "one that calls itself": ("@cache\ndef act(n=30): return 1 if n < 2 else act(n - 1) + act(n - 2)", 1346269),
+    "a closure": (
+        "def make(n):\n    @cache\n    def inner(): return n\n    return inner\nX = make(7)\ndef act(): return X()",
+        7,
+    ),
+    "its size": (
+        "@lru_cache(maxsize=3, typed=True)\ndef f(): pass\ndef act(): return f.cache_parameters()",
+        {"maxsize": 3, "typed": True},
+    ),
+    "not what it holds": (
+        "@cache\ndef lock(): return threading.Lock()\nlock()\ndef act(): return lock.cache_info().currsize",
+        0,
+    ),
+}
+CACHED_HEAD = """
+import threading
+from functools import cache, lru_cache
+
+class Counter:
+    number = 0
+    def next(self):
+        Counter.number += 1
+        return Counter.number
+
+"""
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_cached_functions_come_along_with_an_empty_cache(name: str) -> None:
+    source, value = CACHED[name]
+    with Sandbox(act=learners(CACHED_HEAD + source)) as box:
+        answer = box.do(10, call, "act")
+    assert answer.problem is None
+    assert answer.value == value
+
+
 def test_it_runs_in_another_process_which_is_gone_afterwards() -> None:
     with Sandbox(act=learners("import os\ndef act():\n    return os.getpid(), os.getsid(0)")) as box:
         pid, session = box.do(10, call, "act").value
@@ -106,6 +150,15 @@ def test_an_error_says_its_class_bases_message_and_the_learners_line() -> None:
     assert str(problem).endswith("in `act`, line 4: `return json.loads('{')`")
 
 
+def test_a_crew_keeps_its_threads_and_each_takes_its_turn() -> None:
+    source = "import threading\ndef act(app, number): return threading.get_ident()"
+    with Sandbox(act=learners(source)) as box:
+        box.do(10, call, "act", 1, 1, keep="app")
+        rounds = [box.do(10, crew, "act", [(n,) for n in range(6)], 3, "app", in_turn=turn) for turn in (False, True)]
+    first, second = ([answer.value for answer in each] for each in rounds)
+    assert first == second and len(set(first)) == 3 and first[:3] == first[3:]
+
+
 @pytest.mark.parametrize("value", [None, True, 3, 2.5, "x", b"x", (1, [2]), {"a": 1}])
 def test_plain_data_stays_as_it_is(value: object) -> None:
     assert plain(value) == value
@@ -119,6 +172,29 @@ def test_a_stub_is_unfinished_wherever_it_stands() -> None:
     with Sandbox(act=learners(source)) as box, pytest.raises(Unfinished) as found:
         box.do(10, load, "act", [()] * 3, 2)
     assert found.value.names == ("inner",)
+
+
+BARE = "def {}(x):\n    # YOUR CODE HERE\n    raise NotImplementedError()\n"
+
+
+def test_every_function_that_is_still_a_stub_is_named() -> None:
+    code = defined(BARE.format("start") + BARE.format("stop") + "def handle(): pass")
+    given = {name: code[name] for name in ("handle", "start", "stop")}
+    with Sandbox(**given) as box, pytest.raises(Unfinished) as found:
+        box.do(10, call, "start", 1)
+    assert (found.value.names, found.value.begun) == (("start", "stop"), ())
+
+
+@pytest.mark.parametrize("above", ["y = x", "print(x)"])
+def test_a_stub_that_was_left_below_the_code_is_named(above: str, capsys: pytest.CaptureFixture[str]) -> None:
+    act = learners(f"def act(x):\n    {above}\n    raise NotImplementedError()")
+
+    def body(_: Trial) -> None:
+        with Sandbox(act=act) as box:
+            box.do(10, call, "act", 1)
+
+    assert a_check(body)().status == OPEN
+    assert "In act the stub's last line still stands below your code" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -219,6 +295,19 @@ def test_what_it_prints_is_kept_up_to_a_length() -> None:
     assert "bytes more" in box.output and len(box.output) < OUTPUT_KEPT + 100
 
 
+def test_lines_that_repeat_are_shown_once_and_a_library_is_named_as_their_source() -> None:
+    source = (
+        "import logging\ndef act(number):\n"
+        "    logging.getLogger('psycopg.pool').warning('rolling back <Connection at 0x%x>', number)\n    print('hello')"
+    )
+    with Sandbox(act=learners(source)) as box:
+        for number in range(10, 34):
+            box.do(10, call, "act", number)
+        box.do(10, call, "act", 10)
+    assert "log of psycopg.pool: rolling back <Connection at 0xa> (25 times)" in box.output.splitlines()
+    assert len(box.output.splitlines()) == 2
+
+
 def test_an_interrupt_of_the_check_leaves_nothing() -> None:
     begin, main = time.monotonic(), threading.main_thread().ident
     threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGINT]).start()
@@ -268,8 +357,13 @@ def test_it_ends_when_the_kernel_is_killed() -> None:
             "import threading\ndef make():\n    lock = threading.Lock()\n    return lambda: lock\nact = make()",
             "`lock` of",
         ),
+        (
+            "import threading\nfrom functools import cache\nL = threading.Lock()\n@cache\ndef inner(): L\n"
+            "def act(): inner()",
+            "`L` of the notebook",
+        ),
     ],
-    ids=["global", "of a helper", "of a class", "closure"],
+    ids=["global", "of a helper", "of a class", "closure", "of a cached helper"],
 )
 def test_what_cannot_leave_the_notebook_is_named(source: str, named: str) -> None:
     with pytest.raises(Rooted) as found:

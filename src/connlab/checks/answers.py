@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 LONGEST = 300
@@ -25,6 +26,8 @@ class Place:
     function: str
     line: int
     file: str
+    in_pool: bool = False
+    """Whether it waits there for what others give back: in psycopg_pool, or at a queue."""
 
     def __str__(self) -> str:
         source = linecache.getline(self.file, self.line).strip()
@@ -43,6 +46,8 @@ class Problem:
     place: Place | None
     is_stub: bool
     """Whether it is the stub of an exercise, not an error."""
+    is_begun: bool = False
+    """Whether code stands above the stub."""
 
     def __str__(self) -> str:
         text = f"`{self.name}: {self.message}`" if self.message else f"`{self.name}`"
@@ -72,7 +77,18 @@ def problem_of(error: BaseException) -> Problem:
     place, innermost = _places(error)
     is_stub = type(error) is NotImplementedError and not error.args and innermost
     message = " ".join(str(error).split())[:LONGEST]
-    return Problem(type(error).__name__, kinds, message, place, is_stub)
+    return Problem(type(error).__name__, kinds, message, place, is_stub, is_stub and not is_bare_stub(_last(error)))
+
+
+def _last(error: BaseException) -> CodeType:
+    """The code that raised it."""
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1].f_code
+
+
+def is_bare_stub(code: CodeType) -> bool:
+    """Whether a function's body is ``raise NotImplementedError()`` and nothing else."""
+    given = code.co_argcount + code.co_kwonlyargcount
+    return code.co_names == ("NotImplementedError",) and code.co_nlocals == given
 
 
 def _places(error: BaseException) -> tuple[Place | None, bool]:
@@ -85,8 +101,11 @@ def _places(error: BaseException) -> tuple[Place | None, bool]:
 
 
 def is_learners(filename: str) -> bool:
-    """Whether code with that file name is the learner's: of no library, and not frozen into the interpreter."""
-    return not filename.startswith(("<frozen", *_libraries()))
+    """Whether code with that file name is the learner's: of no library, and not frozen into the interpreter.
+
+    What Cython has compiled, such as psycopg's C part, names its sources without a folder.
+    """
+    return not filename.startswith(("<frozen", *_libraries())) and not filename.endswith((".pyx", ".pxd"))
 
 
 @cache

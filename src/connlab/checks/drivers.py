@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ class Learner:
 
     def __init__(self, code: dict[str, Any]) -> None:
         self.code, self.kept = code, dict[str, Any]()
-        self.stubs, self.exits = dict[str, None](), dict[str, None]()
+        self.stubs, self.exits = dict[str, bool](), dict[str, None]()
+        self.crew: list[ThreadPoolExecutor] = []
         self._mutex = threading.Lock()
 
     def call(self, name: str, *arguments: Any, on: str = "", keep: str = "") -> Answer:
@@ -36,7 +38,7 @@ class Learner:
     def _note(self, name: str, problem: Problem) -> None:
         with self._mutex:
             if problem.is_stub:
-                self.stubs[problem.place.function if problem.place else name] = None
+                self.stubs[problem.place.function if problem.place else name] = problem.is_begun
             if problem.name == "SystemExit":
                 self.exits[name] = None
 
@@ -50,3 +52,21 @@ def load(learner: Learner, name: str, arguments: Sequence[tuple[Any, ...]], clie
     """A call for each of ``arguments``, from ``clients`` threads: each takes the next when it is done with one."""
     with ThreadPoolExecutor(clients) as threads:
         return list(threads.map(lambda given: learner.call(name, *given, on=on), arguments))
+
+
+def crew(
+    learner: Learner, name: str, arguments: Sequence[tuple[Any, ...]], clients: int, on: str, in_turn: bool = False
+) -> list[Answer]:
+    """As ``load``, from threads that stay for the next call of it: they keep what the learner's code keeps in them.
+
+    Each takes the same share of ``arguments``. ``in_turn`` makes one call at a time, each from the next thread.
+    """
+    learner.crew = learner.crew or [ThreadPoolExecutor(1) for _ in range(clients)]
+    calls = zip(itertools.cycle(learner.crew), arguments, strict=False)
+    begun = (thread.submit(learner.call, name, *given, on=on) for thread, given in calls)
+    return [each.result() for each in (begun if in_turn else list(begun))]
+
+
+def is_none(learner: Learner, kept: str) -> bool:
+    """Whether what was kept by that name is None."""
+    return learner.kept.get(kept) is None

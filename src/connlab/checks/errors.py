@@ -19,12 +19,21 @@ from __future__ import annotations
 from connlab.checks.answers import Place
 from connlab.errors import ConnlabError
 
+WAITS = (
+    "Whoever waits for a connection needs somebody who gives one back. Follow each path through the function, also "
+    "that of an exception: which line gives the connection back?"
+)
+STUCK = (
+    "A loop that does not end, or a wait that nobody ends: what would end the loop around this line, and what does the "
+    "line wait for?"
+)
+
 
 class Unfinished(ConnlabError):
-    """The functions ``names`` still have their stubs."""
+    """The functions ``names`` still have their stubs; those in ``begun`` have code above it."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
+    def __init__(self, names: tuple[str, ...], begun: tuple[str, ...] = ()) -> None:
+        self.names, self.begun = names, begun
         super().__init__(f"still to be written: {', '.join(names)}")
 
 
@@ -41,12 +50,12 @@ class Hangs(Trouble):
 
     def __init__(self, within: float, place: Place | None) -> None:
         self.place = place
+        self.in_pool = place is not None and place.in_pool
         where = f"; your code was in {place}" if place else ""
         super().__init__(
             f"an answer within {within:g} s",
             f"none{where}",
-            "What does this line wait for, and who could end the wait? A loop needs an end; whoever waits for a "
-            "connection needs somebody who gives one back.",
+            WAITS if self.in_pool else STUCK,
         )
 
 

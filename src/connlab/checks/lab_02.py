@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from connlab.checks.answers import Answer, Problem, problems
-from connlab.checks.drivers import call, load
+from connlab.checks.drivers import call, crew, is_none, load
 from connlab.checks.errors import CheckError, Hangs
+from connlab.checks.pools import kept_after_requests, kept_while_stuck
 from connlab.checks.sandbox import Sandbox
-from connlab.checks.sessions import Crowd, Sessions, locked, opened
+from connlab.checks.sessions import Crowd, locked, opened
 from connlab.checks.trial import Trial, check
 from connlab.postgres import Postgres
 
@@ -27,6 +28,8 @@ AT_ONCE = 4
 """Requests that it must be able to work on at the same time."""
 FACTOR = 3
 """How many times faster than with a connection for each request."""
+CREW = 4
+"""Threads of the service that go on over a restart of the server."""
 CROWD = 32
 BAD_REQUESTS = 3 * MOST
 WITHIN = 6.0
@@ -42,6 +45,34 @@ LEAK = (
     "A request that fails must give its connection back too. Follow the path of the exception through `handle`: which "
     "line gives the connection back, and is it reached? `with pool.connection() as conn:` or `finally` reaches it."
 )
+LOOP = (
+    "`handle` does not come to an end at this line: a loop that tries again without end, or a wait that nobody ends. A "
+    "query that the server refuses is refused each time: let the error go on to the caller."
+)
+SHORT = (
+    "Requests waited for a connection until the pool's `timeout` was over, though each request gave its connection "
+    "back. So many at once have to wait longer than that: give them more time (`timeout`), or let more of them through "
+    f"(`max_size`, up to {MOST})."
+)
+ALONE = (
+    "Requests waited for a connection, and the pool has none at all: the server sees no session of it. Does `start` "
+    "give it the DSN as it got it, and open it?"
+)
+SHARED = (
+    "A connection does one thing at a time: requests that share one stand in line for it, and one slow query holds up "
+    "all others. Give each request a connection of its own for as long as it works."
+)
+NARROW = (
+    "Your pool lets {} through at a time, and the other requests wait for their turn. The service may have "
+    f"{MOST} connections: let more of them through (`max_size`)."
+)
+NOTHING = (
+    "`start` has returned None, so that is what `handle` gets as `app`. Return from `start` what the service keeps."
+)
+UNCHANGED = (
+    "Let psycopg's error through as it is: do not turn it into another one, and let the server judge the user. The "
+    "caller tells by its class whether the request was nonsense or the service is broken."
+)
 BROKEN = (
     "The connection came back inside a failed transaction, and the next request got it like that. Before a connection "
     "goes back, end its transaction: `conn.rollback()`. `with pool.connection()` does so."
@@ -55,6 +86,7 @@ PAUSES = (
     "connections one after the other, with a pause that doubles each time, while the request waits. Without it each "
     "dead connection costs one failed request, and nobody waits."
 )
+READ = "Read the error, from its end, and the line that it came from."
 SERVER = "Start the server of this lab with `log_connections=True`: the check counts connections in its log."
 
 
@@ -71,7 +103,7 @@ def faster(trial: Trial, slow_handle: Function, start: Function, handle: Functio
     with trial.sandbox(pg, slow_handle=slow_handle, start=start, handle=handle) as box:
         _start(trial, box, pg)
         slow, pooled = _side_by_side(box, pg)
-        _all_answered(trial, pooled, {given.arguments[-1]: given.value for given in slow})
+        _all_answered(trial, box, pooled, {given.arguments[-1]: given.value for given in slow})
         mark, users = pg.mark(), _users(40)
         box.do(WITHIN, load, "handle", users, 1, on="app")
         _expect_few_opened(trial, opened(pg, mark), len(users))
@@ -91,15 +123,17 @@ def bounded(trial: Trial, start: Function, handle: Function, pg: Postgres) -> No
     """Write `start` and `handle`, with at most eight connections however many requests come at once."""
     with trial.sandbox(pg, start=start, handle=handle) as box:
         crowd, answers = _crowd(trial, box, pg)
+        if not crowd.sessions:  # it is no merit to have none
+            _all_answered(trial, box, answers)
         trial.expect(
             f"at most {MOST} sessions while {CROWD} requests are waiting for the database",
-            f"{crowd.sessions} sessions{_first(answers)}",
+            f"{_sessions(crowd)}{_first(answers)}",
             crowd.sessions <= MOST,
             f"The service may have {MOST} connections; the server has `max_connections` = "
             f"{pg.value('show max_connections')} for everybody. Limit the pool (`max_size`), and let requests wait for "
             "their turn. A connection for each thread is no limit.",
         )
-        _all_answered(trial, answers)
+        _all_answered(trial, box, answers)
 
 
 @check("Several requests at once")
@@ -107,13 +141,12 @@ def many_threads(trial: Trial, start: Function, handle: Function, pg: Postgres) 
     """Write `start` and `handle` so that many threads can use them, with at least four requests in the server."""
     with trial.sandbox(pg, start=start, handle=handle) as box:
         crowd, answers = _crowd(trial, box, pg)
-        _all_answered(trial, answers)
+        _all_answered(trial, box, answers)
         trial.expect(
             f"{AT_ONCE} or more of {CROWD} requests in the server at the same time",
-            f"{crowd.at_once} at a time, on {crowd.sessions} session{'s' if crowd.sessions != 1 else ''}",
+            f"{crowd.at_once} at a time, on {_sessions(crowd)}",
             crowd.at_once >= AT_ONCE,
-            "A connection does one thing at a time: requests that share one stand in line for it, and one slow query "
-            "holds up all others. Give each request a connection of its own for as long as it works.",
+            SHARED if crowd.at_once < 2 else NARROW.format(crowd.at_once),
         )
 
 
@@ -121,17 +154,16 @@ def many_threads(trial: Trial, start: Function, handle: Function, pg: Postgres) 
 def gives_back(trial: Trial, start: Function, handle: Function, pg: Postgres) -> None:
     """Write `start` and `handle` so that a request which fails raises its error, and harms no other request."""
     with trial.sandbox(pg, start=start, handle=handle) as box:
-        sessions = Sessions(pg)
         _start(trial, box, pg)
         try:
             failing = box.do(SOON, load, "handle", [("no number",)] * BAD_REQUESTS, 4, on="app")
         except Hangs as hang:
-            trial.expect(f"{BAD_REQUESTS} errors, each at once", f"{hang}, waiting", False, LEAK)
+            trial.expect(f"{BAD_REQUESTS} errors, each at once", *_stuck(trial, hang))
             raise
-        _errors_arrive(trial, failing)
+        _errors_arrive(trial, box, failing)
         good = box.do(WITHIN, load, "handle", _users(3 * MOST), MOST, on="app")
-        _all_answered(trial, good, after=f"after {BAD_REQUESTS} that failed")
-        _none_in_transaction(trial, sessions)
+        _all_answered(trial, box, good, after=f"after {BAD_REQUESTS} that failed")
+        _none_in_transaction(trial)
 
 
 @check("A dead connection is replaced")
@@ -139,10 +171,10 @@ def survives(trial: Trial, start: Function, handle: Function, pg: Postgres) -> N
     """Write `start` and `handle` so that the service works again by itself after a restart of the server."""
     with trial.sandbox(pg, start=start, handle=handle) as box:
         _start(trial, box, pg)
-        _all_answered(trial, box.do(WITHIN, load, "handle", _users(2 * MOST), 4, on="app"))
+        _all_answered(trial, box, box.do(WITHIN, crew, "handle", _users(2 * MOST), CREW, "app"))
         pg.restart()
         try:
-            after = box.do(WITHIN, load, "handle", _users(3 * MOST), 1, on="app")
+            after = box.do(WITHIN, crew, "handle", _users(3 * MOST), CREW, "app", in_turn=True)
         except Hangs as hang:
             trial.expect(f"{3 * MOST} requests after a restart, done within {WITHIN:g} s", f"{hang}", False, PAUSES)
             raise
@@ -162,12 +194,11 @@ def survives(trial: Trial, start: Function, handle: Function, pg: Postgres) -> N
 def closes(trial: Trial, start: Function, handle: Function, stop: Function, pg: Postgres) -> None:
     """Write `stop`: after it, the service has no connection any more."""
     with trial.sandbox(pg, start=start, handle=handle, stop=stop) as box:
-        sessions = Sessions(pg)
         _start(trial, box, pg)
-        _all_answered(trial, box.do(WITHIN, load, "handle", _users(2 * MOST), 4, on="app"))
+        _all_answered(trial, box, box.do(WITHIN, load, "handle", _users(2 * MOST), 4, on="app"))
         stopped = box.do(WITHIN, call, "stop", on="app")
         trial.expect("`stop` returns", _outcome(stopped), stopped.problem is None, "Read the error, from its end.")
-        left = sessions.fewest(2)
+        left = trial.sessions.fewest(2)
         trial.expect(
             "no session of the service on the server after `stop`",
             f"{left} left, though the program still runs",
@@ -207,12 +238,15 @@ def _side_by_side(box: Sandbox, pg: Postgres) -> tuple[list[Answer], list[Answer
 
 def _crowd(trial: Trial, box: Sandbox, pg: Postgres) -> tuple[Crowd, list[Answer]]:
     """Requests that all wait for the same lock, then go on: what the server sees meanwhile, and the answers."""
-    sessions = Sessions(pg)
     _start(trial, box, pg)
     with locked(pg, "orders"):
         pending = box.begin(load, "handle", _users(CROWD), CROWD, on="app")
-        most = sessions.most(0.6 if _fast() else 1.5)
+        most = trial.sessions.most(0.6 if _fast() else 1.5)
     return most, pending.result(WITHIN)
+
+
+def _sessions(crowd: Crowd) -> str:
+    return f"{crowd.sessions} session{'s' if crowd.sessions != 1 else ''}"
 
 
 def _median(answers: Sequence[Answer]) -> float:
@@ -230,14 +264,14 @@ def _first(answers: Sequence[Answer]) -> str:
 
 
 def _all_answered(
-    trial: Trial, answers: Sequence[Answer], wanted: dict[Any, Any] | None = None, after: str = ""
+    trial: Trial, box: Sandbox, answers: Sequence[Answer], wanted: dict[Any, Any] | None = None, after: str = ""
 ) -> None:
     failed = problems(answers)
     trial.expect(
         f"{len(answers)} requests{f' {after}' if after else ''}, {len(answers)} answers",
         f"{len(answers) - len(failed)} answers{_first(answers)}",
         not failed,
-        _meaning(failed[0]) if failed else "-",
+        _meaning(trial, box, failed[0]) if failed else "-",
     )
     if wanted is not None:
         other = next((each for each in answers if each.value != wanted.get(each.arguments[-1])), None)
@@ -251,17 +285,32 @@ def _all_answered(
         )
 
 
-def _meaning(problem: Problem) -> str:
+def _stuck(trial: Trial, hang: Hangs) -> tuple[str, bool, str]:
+    """What was measured, and what to look at, when requests that fail do not come to an end."""
+    if kept_while_stuck(hang, trial.sessions):
+        return f"{hang}, waiting", False, LEAK
+    return f"{hang}", False, LOOP
+
+
+def _meaning(trial: Trial, box: Sandbox, problem: Problem, other: str = READ) -> str:
     """What to look at for an error that a good request got."""
     if problem.name == "InFailedSqlTransaction":
         return BROKEN
     if "PoolTimeout" in problem.kinds:
-        return f"Requests waited for a connection, and none came. {LEAK}"
+        return _timed_out(trial, box)
     if problem.name == "PoolClosed":
         return CLOSED
     if "slots are reserved" in problem.message or "too many clients" in problem.message:
         return f"The server has no slot left for your connections: the service may have {MOST}. {ONCE}"
-    return "Read the error, from its end, and the line that it came from."
+    if "NoneType" in problem.message and box.do(WITHIN, is_none, "app"):
+        return NOTHING
+    return other
+
+
+def _timed_out(trial: Trial, box: Sandbox) -> str:
+    if kept_after_requests(box):
+        return f"Requests waited for a connection, and none came. {LEAK}"
+    return SHORT if trial.sessions.now() else ALONE
 
 
 def _expect_few_opened(trial: Trial, number: int, requests: int) -> None:
@@ -273,7 +322,7 @@ def _expect_few_opened(trial: Trial, number: int, requests: int) -> None:
     )
 
 
-def _errors_arrive(trial: Trial, failing: Sequence[Answer]) -> None:
+def _errors_arrive(trial: Trial, box: Sandbox, failing: Sequence[Answer]) -> None:
     wrong = [each for each in failing if not each.problem or "DataError" not in each.problem.kinds]
     problem = wrong[0].problem if wrong else None
     returned = f"{len(wrong)} did not: {wrong[0].value!r} was returned" if wrong and not problem else "each did"
@@ -281,14 +330,14 @@ def _errors_arrive(trial: Trial, failing: Sequence[Answer]) -> None:
         f"{len(failing)} requests for the user 'no number', each raising the server's error (a `psycopg.DataError`)",
         f"{len(wrong)} did not: {problem}" if problem else returned,
         not wrong,
-        _meaning(problem)
+        _meaning(trial, box, problem, UNCHANGED)
         if problem
         else "An error that nobody hears of is worse than one: let it go on to the caller.",
     )
 
 
-def _none_in_transaction(trial: Trial, sessions: Sessions) -> None:
-    states = [row["state"] for row in sessions.now()]
+def _none_in_transaction(trial: Trial) -> None:
+    states = [row["state"] for row in trial.sessions.now()]
     held = sum("in transaction" in (state or "") for state in states)
     trial.expect(
         "no session that is still in a transaction",

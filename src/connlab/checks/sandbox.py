@@ -10,7 +10,9 @@ This keeps mistakes apart, not malice: the process has the user's rights.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import io
 import os
 import re
 import signal
@@ -19,14 +21,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import Pipe
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import IO, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from connlab.checks.answers import Place, is_learners
+from connlab.checks.answers import Place, is_bare_stub, is_learners
 from connlab.checks.drivers import Learner
 from connlab.checks.errors import CheckError, Ended, Floods, Hangs, Rooted, Unfinished, Unloadable
 
@@ -34,7 +39,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 OUTPUT_KEPT = 2000
-"""Bytes of the learner's output that a card shows."""
+"""Characters of the learner's output that a card shows."""
+OUTPUT_READ = 32_000
+"""Bytes of it that are kept to find lines that repeat."""
+ADDRESS = re.compile(r"0x[0-9a-f]+")
 FLOOD_MB = 5
 START_WITHIN = 30.0
 """Seconds that the process has to start and to load the code, before the first call's time begins."""
@@ -57,6 +65,9 @@ class Sandbox:
 
     def __init__(self, **code: Callable[..., Any]) -> None:
         self._code = packed(code)
+        self._stubs = [
+            name for name, each in code.items() if isinstance(each, FunctionType) and is_bare_stub(each.__code__)
+        ]
         self._ready = False
 
     def __enter__(self) -> Self:
@@ -119,7 +130,10 @@ class Sandbox:
     def _receive(self, within: float) -> Any:
         if not self._connection.poll(within):
             raise Hangs(within, self._where() if self._ready else None)
-        return _opened(*self._connection.recv())
+        try:
+            return _opened(*self._connection.recv())
+        except Unfinished as problem:
+            raise Unfinished(tuple(dict.fromkeys((*problem.names, *self._stubs))), problem.begun) from None
 
     def _end(self) -> Ended | Floods:
         """Why it is gone."""
@@ -134,16 +148,19 @@ class Sandbox:
         return Ended(f"its program ended with exit status {code}")
 
     def _where(self) -> Place | None:
-        """The learner's line that runs now, in any thread."""
+        """The learner's line that runs now, in most threads."""
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:  # threads that run while they are looked at may show nothing: look again
+            if places := Counter(_learners_places(self._dump())):
+                return places.most_common(1)[0][0]
+        return None
+
+    def _dump(self) -> str:
+        """faulthandler's text about all threads."""
         begin = os.fstat(self._last_words.fileno()).st_size
         self._process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline:
-            time.sleep(0.05)
-            text = os.pread(self._last_words.fileno(), 1 << 20, begin).decode(errors="replace")
-            if places := list(_learners_places(text)):
-                return places[0]
-        return None
+        time.sleep(0.1)
+        return os.pread(self._last_words.fileno(), 1 << 20, begin).decode(errors="replace")
 
     def _kill(self) -> None:
         """End it, and what it has started: they are a session of their own."""
@@ -175,17 +192,17 @@ class Output:
 
     def _read(self) -> None:
         while part := os.read(self._stream.fileno(), 1 << 16):
-            self._kept += part[: OUTPUT_KEPT - len(self._kept)]
+            self._kept += part[: OUTPUT_READ - len(self._kept)]
             self._size += len(part)
             if self._size > FLOOD_MB << 20 and not self.flooded:
                 self.flooded = True
                 self._kill()
 
     def text(self) -> str:
-        """The beginning, and how much more there was."""
-        text = self._kept.decode(errors="replace").strip()
-        more = self._size - len(self._kept)
-        return f"{text}\n… and {more:,} bytes more" if more > 0 else text
+        """The beginning, each line once, and how much more there was."""
+        text = "\n".join(_once(self._kept.decode(errors="replace").strip().splitlines()))
+        more = self._size - len(self._kept) + len(text[OUTPUT_KEPT:].encode())
+        return f"{text[:OUTPUT_KEPT]}\n… and {more:,} bytes more" if more > 0 else text
 
     def close(self) -> None:
         """After the process has been killed. Somebody who left its session may hold the pipe: let the thread go."""
@@ -194,13 +211,21 @@ class Output:
             self._stream.close()
 
 
+def _once(lines: list[str]) -> Iterator[str]:
+    """Each line where it comes first, with how often it comes; addresses of objects make no difference."""
+    times = Counter(ADDRESS.sub("0x…", line) for line in lines)
+    first = {ADDRESS.sub("0x…", line): line for line in reversed(lines)}
+    for alike in times:
+        yield first[alike] + (f" ({times[alike]} times)" if alike and times[alike] > 1 else "")
+
+
 def _opened(kind: str, value: Any, names: tuple[str, ...]) -> Any:
     if kind == "broken":
         raise CheckError(f"a driver failed in the learner's process:\n{value}")
     if kind == "unloadable":
         raise Unloadable(value)
     if kind == "stub":
-        raise Unfinished(names)
+        raise Unfinished(names, value)
     if kind == "exit":
         raise Ended(f"`{names[0]}` calls `sys.exit()`")
     return value
@@ -209,9 +234,17 @@ def _opened(kind: str, value: Any, names: tuple[str, ...]) -> Any:
 def _learners_places(dump: str) -> Iterator[Place]:
     """The learner's innermost line of each thread in faulthandler's text."""
     for thread in dump.split("hread 0x")[1:]:
-        frames = (Place(found["function"], int(found["line"]), found["file"]) for found in FRAME.finditer(thread))
-        own = [frame for frame in frames if is_learners(frame.file)]
-        yield from own[:1]
+        frames = [Place(found["function"], int(found["line"]), found["file"]) for found in FRAME.finditer(thread)]
+        own = next((at for at, frame in enumerate(frames) if is_learners(frame.file)), None)
+        if own is not None:
+            yield replace(frames[own], in_pool=any(map(_is_pools_wait, frames[:own])))
+
+
+def _is_pools_wait(frame: Place) -> bool:
+    path = Path(frame.file)
+    return (frame.function, path.parent.name) == ("wait", "psycopg_pool") or (
+        (frame.function, path.name) == ("get", "queue.py")
+    )
 
 
 # --- taking code along --------------------------------------------------------------------------------------
@@ -223,9 +256,37 @@ def packed(code: dict[str, Any]) -> bytes:
         if not callable(function):
             raise CheckError(f"{name} is {function!r}; give the function that the learner writes")
     try:
-        return bytes(cloudpickle.dumps(code))
+        return _dumped(code)
     except Exception as problem:
         raise _rooted(code, problem) from problem
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Takes cached functions along too: made in C, they would go by their names, which no other process has."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if _is_cached(value) and value.__module__ == "__main__":
+            return _cached_again, (value.__wrapped__, value.cache_parameters())
+        return super().reducer_override(value)
+
+
+def _dumped(value: Any) -> bytes:
+    with io.BytesIO() as file:
+        _Pickler(file).dump(value)
+        return file.getvalue()
+
+
+def _is_cached(value: Any) -> bool:
+    return isinstance(value, functools._lru_cache_wrapper)
+
+
+def _uncached(value: Any) -> Any:
+    return value.__wrapped__ if _is_cached(value) else value
+
+
+def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """The function with an empty cache: what is cached here may be a pool of this process."""
+    return functools.lru_cache(**parameters)(function)
 
 
 def _rooted(code: dict[str, Any], problem: Exception) -> Rooted:
@@ -249,7 +310,8 @@ def _used(values: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
 
 def _functions(value: Any) -> list[FunctionType]:
     if isinstance(value, type) and value.__module__ == "__main__":
-        return [each for each in vars(value).values() if isinstance(each, FunctionType)]
+        return [each for each in map(_uncached, vars(value).values()) if isinstance(each, FunctionType)]
+    value = _uncached(value)
     return [value] if isinstance(value, FunctionType) and value.__module__ == "__main__" else []
 
 
@@ -260,7 +322,7 @@ def _names(code: CodeType) -> set[str]:
 
 def _can_travel(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value)
+        _dumped(value)
     except Exception:
         return False
     return True

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from connlab.postgres import Postgres
 
-ORDINARY = "select pid, state, wait_event_type from pg_stat_activity where usename = 'app'"
+ORDINARY = "select pid, state, state_change, wait_event_type from pg_stat_activity where usename = 'app'"
 AUTHORIZED = re.compile(r"connection authorized: user=app\b")
 PERIOD = 0.02
 
@@ -37,7 +37,7 @@ class Sessions:
         self._before = {row["pid"] for row in pg.rows(ORDINARY)}
 
     def now(self) -> list[dict[str, Any]]:
-        """Each session with ``pid``, ``state``, ``wait_event_type``."""
+        """Each session with ``pid``, ``state``, ``state_change``, ``wait_event_type``."""
         return [row for row in self._pg.rows(ORDINARY) if row["pid"] not in self._before]
 
     def most(self, seconds: float) -> Crowd:

@@ -46,6 +46,8 @@ class Trial:
         self.title = title
         self.rows: list[Row] = []
         self.look, self.output = "", ""
+        self.sessions: Sessions
+        """What the server sees of the learner's code; there from ``sandbox`` on."""
 
     def expect(self, expected: str, measured: str, good: bool, look: str) -> None:
         """Expect something: in words, what was measured, whether it is good; ``look`` says what to do if not.
@@ -66,7 +68,7 @@ class Trial:
     def sandbox(self, pg: Postgres, **code: Callable[..., Any]) -> Iterator[Sandbox]:
         """A process with the learner's functions, and a server that runs: started again if somebody killed it."""
         _take_up(pg)
-        sessions = Sessions(pg)
+        sessions = self.sessions = Sessions(pg)
         try:
             with Sandbox(**code) as box:
                 try:
@@ -111,7 +113,7 @@ def _result(trial: Trial, body: Callable[[], None], asked: str) -> Result:
     except Unmet:
         return trial.result(FAILED)
     except Unfinished as problem:
-        return Result(trial.title, OPEN, look=f"{asked} Still to be written: {_names(problem.names)}.")
+        return Result(trial.title, OPEN, look=f"{asked} Still to be written: {_names(problem.names)}.{_begun(problem)}")
     except Trouble as problem:
         trial.rows.append(Row(problem.expected, problem.measured, False))
         trial.look = problem.look
@@ -121,6 +123,15 @@ def _result(trial: Trial, body: Callable[[], None], asked: str) -> Result:
 
 def _names(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def _begun(problem: Unfinished) -> str:
+    if not problem.begun:
+        return ""
+    return (
+        f" In {_names(problem.begun)} the stub's last line still stands below your code: take "
+        "`raise NotImplementedError()` out."
+    )
 
 
 # --- the server ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import logging
 import os
 import pickle
 import signal
@@ -26,6 +27,7 @@ def main() -> None:
     _end_with(parent)
     for descriptor in (commands, last_words):
         os.set_inheritable(descriptor, False)
+    logging.lastResort = _log()
     faulthandler.register(signal.SIGUSR1, file=last_words, all_threads=True)
     connection: Connection[Any, Any] = Connection(commands)
     try:
@@ -55,10 +57,18 @@ def _reply(learner: Learner, driver: Any, arguments: Any, options: Any) -> tuple
     except BaseException:
         return "broken", traceback.format_exc(), ()
     if learner.stubs:
-        return "stub", None, tuple(learner.stubs)
+        return "stub", tuple(name for name, begun in learner.stubs.items() if begun), tuple(learner.stubs)
     if learner.exits:
         return "exit", None, tuple(learner.exits)
     return "done", value, ()
+
+
+def _log() -> logging.Handler:
+    """Says of a line whose log it comes from, for learner's code that sets no logging up: it has not printed that."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("log of %(name)s: %(message)s"))
+    return handler
 
 
 def _end_with(parent: int) -> None:
