@@ -74,7 +74,8 @@ class Sandbox:
         self._connection, theirs = Pipe()
         self._last_words = tempfile.TemporaryFile()
         files = (theirs.fileno(), self._last_words.fileno())
-        command = [sys.executable, "-m", "connlab.checks.worker", *map(str, files), str(os.getpid())]
+        # -u: what was printed before the process is killed is there.
+        command = [sys.executable, "-u", "-m", "connlab.checks.worker", *map(str, files), str(os.getpid())]
         try:
             self._process = subprocess.Popen(
                 command,
