@@ -124,7 +124,11 @@ class Trace:
         self.servers |= _inside(self.roots, self.owner)
 
     def directories(self) -> list[Path]:
-        return [found for root in self.roots for found in Path(root).glob(f"{self.owner}-*")]
+        found: list[Path] = []
+        for root in self.roots:
+            with contextlib.suppress(FileNotFoundError):  # the last one to go takes the root with it, at any moment
+                found += Path(root).glob(f"{self.owner}-*")
+        return found
 
 
 def left(trace: Trace, *, owner_lives: bool = False) -> list[str]:
