@@ -263,9 +263,15 @@ def packed(code: dict[str, Any]) -> bytes:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Takes cached functions along too: made in C, they would go by their names, which no other process has."""
+    """Takes cached functions along too: made in C, they would go by their names, which no other process has.
+
+    And the names of the cells that code comes from, which cloudpickle leaves out since 3.1.3: a card shows the line.
+    """
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, CodeType):
+            make, arguments = self.dispatch_table[CodeType](value)
+            return _code_again, (make, arguments, value.co_filename)
         if _is_cached(value) and value.__module__ == "__main__":
             return _cached_again, (value.__wrapped__, value.cache_parameters())
         return super().reducer_override(value)
@@ -283,6 +289,10 @@ def _is_cached(value: Any) -> bool:
 
 def _uncached(value: Any) -> Any:
     return value.__wrapped__ if _is_cached(value) else value
+
+
+def _code_again(make: Callable[..., CodeType], arguments: tuple[Any, ...], file: str) -> CodeType:
+    return make(*arguments).replace(co_filename=file)
 
 
 def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
