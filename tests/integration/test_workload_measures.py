@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from freezing import FROZEN, freezing
 from leftovers import Child, Person
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -26,7 +27,6 @@ from connlab import (
     open_loop_async,
 )
 
-FROZEN = 0.5
 OURS = ("connlab-client", "connlab-alarm")
 ACTIVE = "select count(*) from pg_stat_activity where state = 'active' and usename = 'app'"
 Start = Callable[..., Postgres]
@@ -49,22 +49,6 @@ def pool_of(pg: Postgres, size: int, **more: Any) -> Iterator[ConnectionPool]:
     with ConnectionPool(pg.dsn, min_size=size, max_size=size, open=True, **more) as pool:
         pool.wait()
         yield pool
-
-
-@contextlib.contextmanager
-def freezing(pg: Postgres, after: float) -> Iterator[None]:
-    """Half a second, some time from now, in which the server answers nobody."""
-
-    def freeze() -> None:
-        time.sleep(after)
-        pg.freeze()
-        time.sleep(FROZEN)
-        pg.thaw()
-
-    thread = threading.Thread(target=freeze)
-    thread.start()
-    yield
-    thread.join()
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 import time
@@ -12,28 +11,12 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from freezing import freezing
 from leftovers import Child, Person
 
 from connlab import ConnlabError, Postgres, pgbench, programs
 
-FROZEN = 0.5
 Start = Callable[..., Postgres]
-
-
-@contextlib.contextmanager
-def freezing(pg: Postgres, after: float) -> Iterator[None]:
-    """Half a second, some time from now, in which the server answers nobody."""
-
-    def freeze() -> None:
-        time.sleep(after)
-        pg.freeze()
-        time.sleep(FROZEN)
-        pg.thaw()
-
-    thread = threading.Thread(target=freeze)
-    thread.start()
-    yield
-    thread.join()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from connlab import Load, SettingError, closed_loop, closed_loop_async, figures, open_loop, open_loop_async, schedule
-from connlab.figures.measured import percentile
+from connlab.percentile import percentile
 from connlab.workload.request import Request
 
 PAUSE = 0.02

@@ -16,6 +16,7 @@ from connlab.errors import SettingError
 from connlab.figures import colours, style
 from connlab.figures.picture import Picture
 from connlab.figures.words import joined, number
+from connlab.percentile import percentile
 
 PERCENTILES = (50.0, 95.0, 99.0)
 BEYOND = 2
@@ -75,11 +76,6 @@ def _edges(rows: Sequence[Array]) -> Array:
     low, high = min(values[0] for values in rows), max(values[-1] for values in rows)
     low, high = low / 1.3, high * 1.3
     return np.geomspace(low, high, max(int(math.log10(high / low) * 20), 12) + 1)
-
-
-def percentile(ordered: Array, share: float) -> float:
-    """The smallest of the ``ordered`` values that has ``share`` percent of them at or below it."""
-    return float(ordered[max(math.ceil(len(ordered) * share / 100) - 1, 0)])
 
 
 def _supported(values: Array, percentiles: Sequence[float]) -> list[tuple[float, float]]:

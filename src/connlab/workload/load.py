@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from connlab.errors import SettingError
+from connlab.percentile import percentile
 from connlab.workload.request import UNFINISHED, Part, Request
 
 if TYPE_CHECKING:
@@ -73,9 +74,8 @@ class Load:
     def percentile(self, share: float, of: Part = "latency") -> float:
         """A percentile of the successful requests' latency, in milliseconds; NaN when none was successful.
 
-        The smallest measured value that has ``share`` percent of all at or below it; nothing is interpolated. It is
-        definition 1 of Hyndman and Fan, Sample Quantiles in Statistical Packages, The American Statistician 50 (1996),
-        361-365, https://doi.org/10.2307/2684934, and numpy's ``method="inverted_cdf"``.
+        The smallest measured value that has ``share`` percent of all at or below it; nothing is interpolated. See
+        ``connlab.percentile``.
         ``of``: "latency", or a part of it: "late", "waited", "used".
 
         Raises SettingError for a share that is not above 0 and up to 100.
@@ -88,7 +88,7 @@ class Load:
         if of not in PARTS:
             raise SettingError(f"of takes {', '.join(PARTS)}, not {of!r}")
         ordered = sorted(value for value in self._successful(of) if not math.isnan(value))
-        return 1000 * ordered[math.ceil(len(ordered) * share / 100) - 1] if ordered else math.nan
+        return 1000 * percentile(ordered, share) if ordered else math.nan
 
     # --- in full --------------------------------------------------------------------------------------------
 
