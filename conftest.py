@@ -1,4 +1,4 @@
-"""What every pytest run of this checkout loads: the guard over the notebooks, and what only CI runs.
+"""What every pytest run of this checkout loads: the guard over the notebooks, what only CI runs, and `-m full`.
 
 `notebook_guard` lies in tests/notebooks, which pyproject.toml puts on pytest's `pythonpath`. `pytester` runs
 pytest inside a test; it has to be named here because pytest takes plugins from the root conftest only.
@@ -15,14 +15,23 @@ import pytest
 
 pytest_plugins = ["pytester", "notebook_guard"]
 
-# The fast setting of every notebook: fewer repetitions, the same lesson. CONNLAB_FAST=0 runs them at full length.
-os.environ.setdefault("CONNLAB_FAST", "1")
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the length of the notebooks and the backends, and hear interrupts.
 
-def pytest_configure() -> None:
-    """Hear interrupts: a shell starts what it runs in the background with them ignored, and so do our children."""
+    The fast setting of a notebook has fewer repetitions and the same lesson. A shell starts what it runs in the
+    background with interrupts ignored, and so do our children.
+    """
+    os.environ.setdefault("CONNLAB_FAST", "0" if is_full(config) else "1")
+    if config.option.backends is None:
+        config.option.backends = ["local", "docker"] if is_full(config) else ["local"]
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_full(config: pytest.Config) -> bool:
+    """Whether everything was asked for: `pytest -m full` runs all that a plain run does, and what takes long."""
+    return config.option.markexpr == "full"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,8 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backends",
         type=_backends,
-        default=["local"],
-        help="local (the default), docker, or both with a comma between: the tests run once on each",
+        default=None,
+        help="local (the default), docker, or both with a comma between (the default with -m full): "
+        "the tests run once on each",
     )
 
 
@@ -52,8 +62,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before pytest itself chooses by marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs root, mounts something or restarts an engine, except where that is wanted."""
+    if is_full(config):
+        for item in items:
+            item.add_marker(pytest.mark.full)
     if os.environ.get("CONNLAB_MACHINE") == "1":
         return
     for item in items:

@@ -175,11 +175,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def _is_whole_run(config: pytest.Config) -> bool:
     """True when nobody asked for a part: no path, no -k or -m of the user's, no --lf or --sw.
 
-    What `addopts` in pyproject.toml selects does not count as asked for: it would switch the guard off for good.
+    What `addopts` in pyproject.toml selects does not count as asked for: it would switch the guard off for good. `-m
+    full` asks for everything.
     """
     at_root = config.invocation_params.dir == config.rootpath
     option = config.option
-    narrowed = (option.keyword, option.markexpr) != _selected_by_addopts(config)
+    keyword, marks = _selected_by_addopts(config)
+    narrowed = option.keyword != keyword or option.markexpr not in (marks, "full")
     remembered = getattr(option, "lf", False) or getattr(option, "stepwise", False)
     return at_root and config.args_source is not config.ArgsSource.ARGS and not narrowed and not remembered
 

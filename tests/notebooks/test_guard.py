@@ -37,7 +37,7 @@ class Course:
         pytester.makeconftest((config.rootpath / "conftest.py").read_text())
         pytester.makeini(
             f"[pytest]\ntestpaths = tests notebooks\npythonpath = {Path(__file__).parent}\n"
-            f"markers = full: everything\naddopts = {shlex.join(config.getini('addopts'))}\n"
+            f"markers =\n    full: everything\n    part: some of it\naddopts = {shlex.join(config.getini('addopts'))}\n"
         )
         (pytester.mkdir("tests") / "test_plain.py").write_text("def test_plain(): pass\n")
 
@@ -243,7 +243,7 @@ def test_a_lab_that_somebody_works_in_is_left_alone(course: Course) -> None:
 # Notebooks that the run did not see
 
 
-@pytest.mark.parametrize("extra", [(), ("--collect-only", "-q")], ids=["run", "collect-only"])
+@pytest.mark.parametrize("extra", [(), ("--collect-only", "-q"), ("-m", "full")], ids=["run", "collect-only", "full"])
 def test_a_run_that_misses_a_notebook_fails_and_names_it(course: Course, extra: tuple[str, ...]) -> None:
     course.add("notebooks/seen.ipynb", "pass")
     course.add("labs/unseen.ipynb", "pass")  # not in testpaths
@@ -269,7 +269,7 @@ def test_the_count_is_kept_when_addopts_leaves_notebooks_out(course: Course) -> 
     assert result.ret != pytest.ExitCode.OK
 
 
-@pytest.mark.parametrize("part", [("tests",), ("-k", "plain"), ("-m", "not full"), ("--lf",)], ids=" ".join)
+@pytest.mark.parametrize("part", [("tests",), ("-k", "plain"), ("-m", "not part"), ("--lf",)], ids=" ".join)
 def test_a_part_of_the_course_may_be_run_alone(course: Course, part: tuple[str, ...]) -> None:
     course.add("labs/unseen.ipynb", "pass")
     result = course.run(*part)

@@ -1,4 +1,7 @@
-"""Labs are what their solutions give, have the shape of a lab, and their checks tell right answers from wrong ones."""
+"""Labs are what their solutions give, have the shape of a lab, and their checks tell right answers from wrong ones.
+
+A plain run tries one wrong answer for each check; `-m full` tries all answers.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("solution", paths, ids=[path.stem for path in paths])
     for kind in ("wrong", "right"):
         if kind in metafunc.fixturenames:
-            each = [(path, answer) for path in paths for answer in answers_of(path)[kind]]
-            ids = [f"{path.stem[:6]}-{answer['name']}" for path, answer in each]
-            metafunc.parametrize(("path", kind), each, ids=ids)
+            metafunc.parametrize(("path", kind), [each for path in paths for each in _given(path, kind)])
+
+
+def _given(path: Path, kind: str) -> Iterator[Any]:
+    """The answers to a lab as parameters: the first wrong one for each check always runs."""
+    seen: set[str] = set()
+    for answer in answers_of(path)[kind]:
+        first = kind == "wrong" and answer["check"] not in seen
+        seen.add(answer.get("check", ""))
+        marks = [] if first else [pytest.mark.full]
+        yield pytest.param(path, answer, id=f"{path.stem[:6]}-{answer['name']}", marks=marks)
 
 
 # --- derived ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A lesson that cannot fail proves nothing: with one line replaced, each notebook must fail.
 
 And it must fail as a lesson: with its own assertion, or because the rules of a claim no longer tell anything.
+Each takes as long as its notebook, so a plain run tries the first of each; `-m full` tries all.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ def lessons(root: Path) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "sabotage" in metafunc.fixturenames:
-        each = [(name, sabotage) for name, several in sabotages().items() for sabotage in several]
-        ids = [f"{name}-{sabotage['line'][:40]}" for name, sabotage in each]
-        metafunc.parametrize(("lesson", "sabotage"), each, ids=ids)
+        each = [
+            pytest.param(name, sabotage, id=f"{name}-{sabotage['line'][:40]}", marks=[pytest.mark.full] * (number > 0))
+            for name, several in sabotages().items()
+            for number, sabotage in enumerate(several)
+        ]
+        metafunc.parametrize(("lesson", "sabotage"), each)
 
 
 def sabotaged(notebook: nbformat.NotebookNode, sabotage: Sabotage) -> nbformat.NotebookNode:
