@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from connlab.checks.answers import Problem
-from connlab.checks.transaction_mode import TAKEN
-
 NIGHTLY = 7
 """The number of the advisory lock that every program takes for the nightly job."""
 
@@ -44,7 +41,7 @@ TEMPORARY = (
     "of one import went to different ones, or an earlier import has left its table. Keep them together, and have the "
     "table end with them: the page of `CREATE TABLE` says how, under `ON COMMIT`."
 )
-LEFT_TABLE = (
+LEFT = (
     "The table is still on a server connection that other clients use: a client that creates one of that name there "
     "gets an error. `CREATE TABLE` knows a way to have a temporary table end with its transaction (`ON COMMIT`)."
 )
@@ -98,16 +95,4 @@ STARTUP = (
     "PgBouncer refuses what it cannot keep for a client: settings that come with the connection (`options`) are those "
     "of a session. Set what you need inside the transaction that needs it."
 )
-
-
-def meaning(problem: Problem, other: str = READ) -> str:
-    """What to look at for an error that a good call got."""
-    if problem.name in ("InvalidSqlStatementName", "DuplicatePreparedStatement"):
-        return STATEMENT
-    if problem.name in ("UndefinedTable", "DuplicateTable"):
-        return TEMPORARY
-    if "query_wait_timeout" in problem.message or "PoolTimeout" in problem.kinds:
-        return TAKEN
-    if "unsupported startup parameter" in problem.message:
-        return STARTUP
-    return NOTHING if "NoneType" in problem.message else other
+FORM = "Return what the colleague's function returns, in the same form."

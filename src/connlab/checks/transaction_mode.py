@@ -7,9 +7,9 @@ goes to the other server connection, and an other client can hold either of them
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 
@@ -22,6 +22,7 @@ from connlab.pgbouncer import PgBouncer
 from connlab.postgres import Postgres
 
 SERVERS = 2
+LOCKED_FOR = 5
 WAIT = 4
 """Seconds that a client waits for a server connection before PgBouncer turns it away."""
 KEEPS_STATEMENTS = (1, 21)
@@ -42,6 +43,30 @@ class Starved(Trouble):
             f"a server connection for each of {SERVERS} other clients within {WAIT} s, while your code is idle",
             "PgBouncer turned one away (`query_wait_timeout`)",
             TAKEN,
+        )
+
+
+class Disturbed(Trouble):
+    """A query of an other client, which has set nothing, fails."""
+
+    def __init__(self, problem: psycopg.Error) -> None:
+        super().__init__(
+            "a query of another client, which has set nothing, works",
+            f"`{type(problem).__name__}: {problem}`",
+            "Something that your code set on a server connection is still there, and other clients meet it. What ends "
+            "with the transaction, and what does not?",
+        )
+
+
+class InUse(Trouble):
+    """A session keeps the tables from being made again."""
+
+    def __init__(self, tables: Sequence[str]) -> None:
+        super().__init__(
+            f"tables ({', '.join(tables)}) that nobody uses when the check begins",
+            f"a session of the notebook kept them for more than {LOCKED_FOR} s",
+            "A connection that you have opened in the notebook is still in a transaction that has used them: commit "
+            "it, or close the connection.",
         )
 
 
@@ -73,15 +98,21 @@ class TransactionMode:
             clients[1 - which].rollback()
             yield clients[which]
 
-    def each(self, query: str) -> list[Any]:
+    def each(self, query: LiteralString) -> list[Any]:
         """The first cell that the query gives to a client that has set nothing, on each of the server connections."""
         with self.others() as clients:
-            return [client.execute(query).fetchone()[0] for client in clients]  # type: ignore[index]
+            return [_first_cell(client, query) for client in clients]
+
+    def notify(self, channel: str, payloads: Sequence[str]) -> None:
+        """Send notifications, each in a transaction of its own and so from the next server connection."""
+        with psycopg.connect(self.dsn, autocommit=True, prepare_threshold=None) as client:
+            for payload in payloads:
+                _first_cell(client, "select pg_notify(%s, %s)", channel, payload)
 
     def end_one(self) -> None:
         """End the session of one server connection, which is idle."""
         with self.others() as clients:
-            pid = clients[0].execute("select pg_backend_pid()").fetchone()[0]  # type: ignore[index]
+            pid = _first_cell(clients[0], "select pg_backend_pid()")
         self._pg.rows(f"select pg_terminate_backend({pid}, 5000)")
 
     def past(self) -> int:
@@ -91,10 +122,16 @@ class TransactionMode:
             raise CheckError(NO_LOG)
         return max(0, all_of_them - len(NEW_SERVER.findall(self._bouncer.log())))
 
-    def past_it(self, sessions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Those of the ``sessions`` (rows with ``pid``) that are not PgBouncer's."""
-        servers = {row["remote_pid"] for row in self._bouncer.rows("SHOW SERVERS")}
-        return [row for row in sessions if row["pid"] not in servers]
+    def pids(self) -> set[int]:
+        """The process ids of the server connections."""
+        return {row["remote_pid"] for row in self._bouncer.rows("SHOW SERVERS")}
+
+
+def _first_cell(client: psycopg.Connection[Any], query: LiteralString, *parameters: str) -> Any:
+    try:
+        return client.execute(query, parameters or None).fetchone()[0]  # type: ignore[index]
+    except psycopg.Error as problem:
+        raise Disturbed(problem) from problem
 
 
 @contextmanager
@@ -121,7 +158,10 @@ def application(
     try:
         with trial.sandbox(pg, **code) as box:
             there = bool(pg.value(f"select to_regclass('{tables[0]}') is not null"))
-            _execute(pg, schema)
+            try:
+                _execute(pg, schema)
+            except psycopg.errors.LockNotAvailable as problem:
+                raise InUse(tables) from problem
             with transaction_mode(pg) as mode:
                 with mode.others():
                     pass
@@ -132,5 +172,6 @@ def application(
 
 
 def _execute(pg: Postgres, statements: str) -> None:
-    with psycopg.connect(pg.admin_dsn, autocommit=True, application_name="connlab") as conn:
+    timeout = f"-c lock_timeout={LOCKED_FOR}s"
+    with psycopg.connect(pg.admin_dsn, autocommit=True, application_name="connlab", options=timeout) as conn:
         conn.execute(statements.encode())
