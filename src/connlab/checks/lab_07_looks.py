@@ -95,4 +95,10 @@ STARTUP = (
     "PgBouncer refuses what it cannot keep for a client: settings that come with the connection (`options`) are those "
     "of a session. Set what you need inside the transaction that needs it."
 )
+NO_LISTENER = "`listen` has returned None, so that is what `events` gets. Return what `events` needs."
+MIXED = (
+    "The import wrote rows of another one, or lost some of its own: others use the same temporary table on the same "
+    "server connection, between your statements. Keep the statements of an import together. (What is returned is a "
+    "number, as `rowcount` has it.)"
+)
 FORM = "Return what the colleague's function returns, in the same form."

@@ -22,7 +22,8 @@ from connlab.pgbouncer import PgBouncer
 from connlab.postgres import Postgres
 
 SERVERS = 2
-LOCKED_FOR = 5
+LOCKED_FOR = 2
+"""Seconds that a check waits for tables that somebody uses."""
 WAIT = 4
 """Seconds that a client waits for a server connection before PgBouncer turns it away."""
 KEEPS_STATEMENTS = (1, 21)
@@ -154,21 +155,22 @@ def application(
 
     Both server connections are open. Afterwards the tables are as the notebook made them, or gone where it had none.
     """
-    there = False
+    afterwards = ""
     try:
         with trial.sandbox(pg, **code) as box:
-            there = bool(pg.value(f"select to_regclass('{tables[0]}') is not null"))
+            there = pg.value(f"select to_regclass('{tables[0]}') is not null")
             try:
                 _execute(pg, schema)
             except psycopg.errors.LockNotAvailable as problem:
                 raise InUse(tables) from problem
+            afterwards = schema if there else f"drop table if exists {', '.join(tables)}"
             with transaction_mode(pg) as mode:
                 with mode.others():
                     pass
                 yield box, mode
     finally:
         with suppress(psycopg.Error, NodeStopped):  # a server that is gone has no tables
-            _execute(pg, schema if there else f"drop table if exists {', '.join(tables)}")
+            _execute(pg, afterwards)
 
 
 def _execute(pg: Postgres, statements: str) -> None:
