@@ -209,7 +209,7 @@ ITS_SETTINGS = ("64MB", "30s")
 
 def _settings(it: Case) -> list[str]:
     """What a client that has set nothing finds, on each server connection."""
-    return it.mode.each("select current_setting('work_mem') || ', ' || current_setting('statement_timeout')")
+    return it.mode.each("select current_setting('work_mem') || ' and ' || current_setting('statement_timeout')")
 
 
 def _report(pg: Postgres, user: int) -> tuple[Any, ...]:
@@ -231,7 +231,7 @@ def _expect_report(it: Case, answers: Sequence[Answer], when: str) -> None:
 
 def _expect_usual(it: Case, usual: str, when: str, look: str) -> None:
     found = next((each for each in _settings(it) if each != usual), usual)
-    expected = f"a client that has set nothing runs with {usual} {when}"
+    expected = f"a client that has set nothing runs with `work_mem` and `statement_timeout` {usual}, {when}"
     it.trial.expect(expected, f"with {found}", found == usual, look)
 
 
@@ -255,7 +255,8 @@ def _expect_rows_of(it: Case, batch: Sequence[tuple[str, Any]], wanted: int) -> 
     names = ", ".join(f"'{currency}'" for currency, _ in batch)
     found = it.pg.value(f"select count(*) from rate where currency in ({names})")
     if found != wanted:
-        expected = f"{wanted} of {len(batch)} rates of an import that {'returned' if wanted else 'failed'} in the table"
+        how = "returned" if wanted else "failed"
+        expected = f"{wanted} of the {len(batch)} rates of an import that {how} are in the table"
         it.trial.expect(expected, f"{found}", False, looks.HALF)
 
 
@@ -286,7 +287,7 @@ def _expect_closed(it: Case, day: str, when: str) -> None:
 def _expect_once(it: Case, day: str) -> None:
     times = it.pg.value(f"select count(*) from closing where day = '{day}'")
     if times != 1:
-        it.trial.expect("the day 1 time in `closing`", f"{times} times", False, looks.NOT_AT_IT)
+        it.trial.expect("the day is in `closing` once", f"{times} times", False, looks.NOT_AT_IT)
 
 
 def _expect_free(it: Case, when: str) -> None:
