@@ -29,7 +29,9 @@ class Borrowed:
     """The learner's line that borrowed it."""
 
     def __str__(self) -> str:
-        return f"by `{self.by}`" if self.place is None else f"in {self.place}"
+        if self.place is None or self.place.function == self.by:
+            return f"in {self.place}" if self.place else f"by `{self.by}`"
+        return f"by `{self.by}`, in {self.place}"
 
 
 class Book:
@@ -92,8 +94,8 @@ def keep_book() -> Book:
             book.restore(conn, entry)
             raise
 
-    ConnectionPool.getconn = lend  # type: ignore[method-assign]
-    ConnectionPool.putconn = take_back  # type: ignore[method-assign]
+    for function in (lend, take_back):
+        setattr(ConnectionPool, function.__name__, function)
     return book
 
 

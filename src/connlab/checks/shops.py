@@ -1,4 +1,4 @@
-"""What the checks of lab 13 need beside the learner's code: a small shop in the database, and drivers that use its pool.
+"""What the checks of lab 13 need beside the learner's code: a small shop's data, and drivers that use its pool.
 
 The shop has two schemas, so that the functions as given and as mended work on the same data, apart.
 """
@@ -6,6 +6,7 @@ The shop has two schemas, so that the functions as given and as mended work on t
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import threading
@@ -16,12 +17,13 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from connlab.checks.answers import Answer
 from connlab.checks.borrowers import Borrowed, keep_book
 from connlab.checks.drivers import Learner
-from connlab.checks.sessions import PERIOD, Sessions
+from connlab.checks.sessions import PERIOD
 from connlab.postgres import Postgres
 
 GIVEN, MENDED = "lab_13_given", "lab_13_mended"
@@ -56,7 +58,6 @@ select (select count(*) from {schema}.orders) as "orders",
            select format('%s: %s', user_id, balance) from {schema}.accounts union all
            select format('%s %s', email, name) from {schema}.users)) as "what belongs to whom"
 """
-CONDITION = "select current_setting('statement_timeout'), current_setting('lock_timeout')"
 
 
 # --- the database -------------------------------------------------------------------------------------------
@@ -85,18 +86,22 @@ def data_of(pg: Postgres, schema: str) -> dict[str, Any]:
 
 
 class Interruptions:
-    """Interrupts who waits for the shop's tables, which nobody gets meanwhile."""
+    """Interrupts every session of the role app that waits for the shop's tables, which nobody gets meanwhile."""
 
-    def __init__(self, pg: Postgres, sessions: Sessions, function: str) -> None:
-        self._pg, self._sessions, self._function = pg, sessions, function
-        self._over = threading.Event()
+    def __init__(self, pg: Postgres, function: str) -> None:
+        self._dsn, self._over = pg.admin_dsn, threading.Event()
+        # In one statement: who has gone on between two must not be met.
+        self._query = sql.SQL(
+            "select {}(pid) from pg_stat_activity where usename = 'app' and wait_event_type = 'Lock'"
+        ).format(sql.Identifier(function))
         self.number = 0
+        """How often it has called ``function``."""
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
-        """``function`` (pg_cancel_backend or pg_terminate_backend) meets every session that waits for a lock."""
+        """``function`` (pg_cancel_backend or pg_terminate_backend) meets all who wait, while the block runs."""
         thread = threading.Thread(target=self._interrupt, name="connlab-interruptions", daemon=True)
-        with psycopg.connect(self._pg.admin_dsn, application_name="connlab") as conn:
+        with psycopg.connect(self._dsn, application_name="connlab") as conn:
             for table in ("users", "accounts", "orders"):
                 name = sql.Identifier(MENDED, table)
                 conn.execute(sql.SQL("lock table {} in access exclusive mode").format(name))
@@ -109,10 +114,9 @@ class Interruptions:
                 conn.rollback()
 
     def _interrupt(self) -> None:
-        while not self._over.wait(PERIOD):
-            for row in self._sessions.now():
-                if row["wait_event_type"] == "Lock":
-                    self.number += bool(self._pg.value(f"select {self._function}({row['pid']})"))
+        with psycopg.connect(self._dsn, application_name="connlab", autocommit=True) as conn:
+            while not self._over.wait(PERIOD):
+                self.number += len(conn.execute(self._query).fetchall())
 
 
 # --- drivers ------------------------------------------------------------------------------------------------
@@ -120,6 +124,7 @@ class Interruptions:
 
 def open_shop(learner: Learner, dsn: str, quiet: bool = False) -> Answer:
     """A new shop in the place of the last one. ``quiet``: what its pool logs is no news to the learner."""
+    _at_rest()
     close_shop(learner)
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR if quiet else logging.NOTSET)
     keep_book().clear()
@@ -130,9 +135,20 @@ def close_shop(learner: Learner) -> None:
     """Close its pools; what the shop itself has kept goes with it."""
     learner.kept.pop("shop", None)
     learner.crew.clear()
-    for each in gc.get_objects():
-        if issubclass(type(each), ConnectionPool) and not each.closed:
-            each.close()
+    for each in _pools():
+        each.close()
+    gc.collect()  # a shop that keeps a generator that keeps the shop
+
+
+def _pools() -> list[ConnectionPool]:
+    return [each for each in gc.get_objects() if issubclass(type(each), ConnectionPool) and not each.closed]
+
+
+@functools.cache
+def _at_rest() -> None:
+    """What is there before the first shop need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def request(learner: Learner, name: str, arguments: tuple[Any, ...]) -> tuple[Answer, list[Borrowed]]:
@@ -142,7 +158,9 @@ def request(learner: Learner, name: str, arguments: tuple[Any, ...]) -> tuple[An
     return answer, keep_book().out()
 
 
-def requests(learner: Learner, calls: Calls, clients: int, in_turn: bool = False) -> tuple[list[Answer], list[Borrowed]]:
+def requests(
+    learner: Learner, calls: Calls, clients: int, in_turn: bool = False
+) -> tuple[list[Answer], list[Borrowed]]:
     """Requests from several threads, at once or each after the last one; and what is not back."""
     threads = [ThreadPoolExecutor(1) for _ in range(clients)]
     learner.crew.extend(threads)  # they stay: what is kept for a thread is kept
@@ -151,17 +169,25 @@ def requests(learner: Learner, calls: Calls, clients: int, in_turn: bool = False
     return answers, keep_book().out()
 
 
-def conditions(learner: Learner, size: int) -> list[tuple[Any, ...]]:
-    """How the connections lie in the pool, ``size`` of them: autocommit, transaction, timeouts; each only once."""
-    pool = next(each for each in gc.get_objects() if issubclass(type(each), ConnectionPool) and not each.closed)
+def conditions(learner: Learner, size: int) -> list[str]:
+    """How the connections lie in the pool, ``size`` of them, in words; each way only once."""
+    pool = _pools()[0]
     taken = [pool.getconn() for _ in range(min(size, pool.max_size))]
-    found = set[tuple[Any, ...]]()
+    found = {_condition(conn) for conn in taken}
     for conn in taken:
-        status = conn.info.transaction_status.name
-        found.add((bool(conn.autocommit), status, *(conn.execute(CONDITION).fetchone() or ())))
-        conn.rollback()
         pool.putconn(conn)
     return sorted(found)
+
+
+def _condition(conn: psycopg.Connection[Any]) -> str:
+    words = ["with `autocommit`" if conn.autocommit else "without `autocommit`"]
+    if conn.info.transaction_status != TransactionStatus.IDLE:
+        words.append(f"in the state {conn.info.transaction_status.name}")
+    with contextlib.suppress(psycopg.Error), conn.transaction(force_rollback=True):
+        for name in ("statement_timeout", "lock_timeout"):
+            value = conn.execute("select current_setting(%s)", [name]).fetchone()
+            words += [f"with a `{name}` of {value[0]}"] if value and value[0] != "0" else []
+    return "closed" if conn.closed else ", ".join(words)
 
 
 # --- calls for the learner's `lost` to judge ----------------------------------------------------------------
@@ -206,24 +232,26 @@ def closes(shop: Any) -> None:
     shop.pool.getconn().close()
 
 
-def judged(learner: Learner, dsn: str, before: int, function: Any, arguments: tuple[Any, ...]) -> Answer:
-    """What the learner's `lost` says of one call, on a shop of its own that has lost ``before`` connections."""
+def judged(learner: Learner, dsn: str, before: int, function: Any, arguments: tuple[Any, ...]) -> tuple[Answer, int]:
+    """What the learner's `lost` says of one call, on a new shop that has lost ``before``, and what the book says."""
     begun = open_shop(learner, dsn, quiet=True)
     if begun.problem:
-        return begun
+        return begun, 0
     keeps(learner.kept["shop"], before)
+    known = len(keep_book().out())
     answer = learner.call("lost", function, *arguments, on="shop")
+    number = len(keep_book().out()) - known
     close_shop(learner)
     _KEPT.clear()
-    return answer
+    return answer, number
 
 
 def named(learner: Learner) -> tuple[Answer, list[tuple[str, str]] | None]:
     """What the learner's `leaks` returns, as pairs; None when it is in another form."""
     answer = learner.call("leaks", keep="leaks")
-    value = learner.kept.get("leaks")
+    value: Any = learner.kept.get("leaks")
     try:
-        pairs = value.items() if isinstance(value, dict) else value
+        pairs: Any = value.items() if isinstance(value, dict) else value
         return answer, sorted({(str(name), str(each)) for name, what in pairs for each in _several(what)})
     except (TypeError, ValueError):
         return answer, None
