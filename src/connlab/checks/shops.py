@@ -56,7 +56,7 @@ select (select count(*) from {schema}.orders) as "orders",
        (select md5(string_agg(each, ',' order by each)) from (
            select format('%s %s', user_id, amount) as each from {schema}.orders union all
            select format('%s: %s', user_id, balance) from {schema}.accounts union all
-           select format('%s %s', email, name) from {schema}.users)) as "what belongs to whom"
+           select format('%s %s', email, name) from {schema}.users) as rows) as "what belongs to whom"
 """
 
 
