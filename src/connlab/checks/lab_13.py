@@ -18,6 +18,7 @@ from connlab.checks.answers import problems
 from connlab.checks.mended import (
     CREW,
     MORE,
+    NOT_GIVEN,
     PATHS,
     READ,
     SIZE,
@@ -96,7 +97,7 @@ def sees_losses(trial: Trial, Shop: Function, lost: Function, pg: Postgres) -> N
         ("a call that gives a broken connection back", 0, shops.throws_away, (), REPLACED),
     ]
     with trial.sandbox(pg, Shop=Shop, lost=lost) as box:
-        shops.furnish(pg)
+        _furnish(pg)
         for what, before, function, arguments, look in cases:
             dsn = shops.dsn_of(pg, shops.MENDED)
             answer, wanted = box.do(WITHIN, shops.judged, dsn, before, function, arguments)
@@ -127,6 +128,8 @@ def finds_them(
             'Return a list such as `[("order", "no money"), ("report", "quick")]`, with the spelling of `REQUESTS`.',
         )
         losses = _losses(trial, box, pg, REQUESTS)
+        if not any(loss.number for loss in losses.values()):
+            trial.expect("functions in `GIVEN` of which some lose connections", "none does", False, NOT_GIVEN)
         accused = [losses[pair] for pair in pairs or []]
         _none_is_accused_falsely(trial, accused, {loss.name for loss in losses.values() if loss.number})
         missed = [loss for pair, loss in losses.items() if loss.number and pair not in (pairs or [])]
@@ -253,7 +256,7 @@ class Loss:
 def _losses(trial: Trial, box: Sandbox, pg: Postgres, requests: Requests) -> dict[tuple[str, str], Loss]:
     """Each request once, each in a shop that has lost nothing yet."""
     found: dict[tuple[str, str], Loss] = {}
-    shops.furnish(pg)
+    _furnish(pg)
     whole = False
     for name, cases in requests.items():
         for case, arguments in cases.items():
@@ -264,6 +267,11 @@ def _losses(trial: Trial, box: Sandbox, pg: Postgres, requests: Requests) -> dic
             found[name, case] = Loss(name, len(out), _seen(trial, before, len(out)))
             whole = not out
     return found
+
+
+def _furnish(pg: Postgres) -> None:
+    with shops.manager(pg) as conn:
+        shops.furnish(conn)
 
 
 def _seen(trial: Trial, before: int, number: int) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+
 from connlab.checks import shops
 from connlab.checks.answers import Answer, Problem, problems
 from connlab.checks.borrowers import Borrowed
@@ -22,7 +24,8 @@ from connlab.postgres import Postgres
 
 Function = Callable[..., Any]
 Functions = Mapping[str, Function]
-Requests = Mapping[str, Mapping[str, tuple[Any, ...]]]
+Cases = Mapping[str, tuple[Any, ...]]
+Requests = Mapping[str, Cases]
 """For each function what may be asked of it, under a name for the case."""
 
 SIZE = 4
@@ -39,6 +42,10 @@ READ = "Read the error, from its end, and the line that it came from."
 SHOP = (
     "The check makes a `Shop` of its own, with four connections. If the server has no slot left for it, shops of the "
     "notebook are still open: close their pools (`shop.pool.close()`)."
+)
+NOT_GIVEN = (
+    "The cell that makes `GIVEN` was run again after you had written functions of these names. Run the cells of the "
+    "service again, all of them, from the class `Shop` on, and then your own."
 )
 PATHS = (
     "Follow this call through the function, from the line that borrows to the line that it left the function by: which "
@@ -91,86 +98,91 @@ class Step:
         return f"raises `{self.answer.problem.name}`" if self.answer.problem else f"returns `{self.answer.value!r}`"
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What the measuring of one check needs."""
+
+    trial: Trial
+    box: Sandbox
+    pg: Postgres
+    conn: psycopg.Connection[dict[str, Any]]
+    """An administrator's."""
+
+    def demand(self, expected: str, measured: str, good: bool, look: str) -> None:
+        """Expect something of one function among many: a row of the card only where it is not met."""
+        if not good:
+            self.trial.expect(expected, measured, good, look)
+
+
 def mended_functions(
     trial: Trial, Shop: Function, given: Functions, requests: Requests, mended: Functions, pg: Postgres
 ) -> None:
     """Expect of each mended function that it loses nothing, and is otherwise as the one that was given."""
+    same = [name for name in mended if given[name] is mended[name]]
+    if same:
+        trial.expect("functions that are not those of `GIVEN`", f"`{same[0]}` is the same", False, NOT_GIVEN)
     originals = {f"given {name}": given[name] for name in mended}
-    with trial.sandbox(pg, Shop=Shop, **mended, **originals) as box:
-        count = sum(_works(trial, box, pg, name, requests[name]) for name in mended)
+    with trial.sandbox(pg, Shop=Shop, **mended, **originals) as box, shops.manager(pg) as conn:
+        bench = Bench(trial, box, pg, conn)
+        count = sum(_works(bench, name, requests[name]) for name in mended)
     trial.expect("every connection back after each request", f"all, after each of {count}", True, "-")
     trial.expect("answers, errors and data as those of the functions as given", "the same", True, "-")
     trial.expect("connections that lie in the pool as they did when they were new", "they do", True, "-")
     trial.expect(f"at most {SIZE} connections opened, by the pool", f"{SIZE} or fewer, for each function", True, "-")
 
 
-def _works(trial: Trial, box: Sandbox, pg: Postgres, name: str, cases: Mapping[str, tuple[Any, ...]]) -> int:
+def _works(bench: Bench, name: str, cases: Cases) -> int:
     """One mended function; how many requests it has answered."""
-    box.do(WITHIN, shops.close_shop)
-    shops.furnish(pg)
-    mark = pg.mark()
-    opened_shop(trial, box, pg, shops.MENDED)
-    new = box.do(WITHIN, shops.conditions, SIZE)
-    before = shops.data_of(pg, shops.MENDED)
-    steps = list(_steps(trial, box, pg, name, cases))
+    bench.box.do(WITHIN, shops.close_shop)
+    shops.furnish(bench.conn)
+    mark = bench.pg.mark()
+    opened_shop(bench.trial, bench.box, bench.pg, shops.MENDED)
+    new = bench.box.do(WITHIN, shops.conditions, SIZE)
+    before = shops.data_of(bench.conn, shops.MENDED)
+    steps = list(_steps(bench, name, cases))
     more = [(name, next(iter(cases.values())))] * MORE
-    answers, out = box.do(WITHIN, shops.requests, more, CREW, in_turn=True)
-    _back(trial, f"after {MORE} requests of `{name}` from {CREW} threads", out)
-    used = box.do(WITHIN, shops.conditions, SIZE)
-    connections = opened(pg, mark)
-    _as_given(trial, box, pg, name, cases, before, steps)
+    answers, out = bench.box.do(WITHIN, shops.requests, more, CREW, in_turn=True)
+    _back(bench.trial, f"after {MORE} requests of `{name}` from {CREW} threads", out)
+    used = bench.box.do(WITHIN, shops.conditions, SIZE)
+    connections = opened(bench.pg, mark)
+    _as_given(bench, name, cases, before, steps)
     failed = problems(answers)
-    _demand(
-        trial,
+    bench.demand(
         f"{MORE} more requests of `{name}`, {MORE} answers",
         f"{MORE - len(failed)} answers{first_of(failed)}",
         not failed,
         READ,
     )
-    _demand(
-        trial,
+    bench.demand(
         f"connections that lie in the pool as they did when they were new, after `{name}`",
         f"{' / '.join(used)}; new ones: {' / '.join(new)}",
         used == new,
         POOLS_STATE,
     )
-    _demand(
-        trial,
-        f"at most {SIZE} connections opened for `{name}`, by the pool",
-        f"{connections}",
-        connections <= SIZE,
-        OPENED,
+    bench.demand(
+        f"at most {SIZE} connections opened for `{name}`, by the pool", f"{connections}", connections <= SIZE, OPENED
     )
     return len(steps) + len(answers)
 
 
-def _steps(trial: Trial, box: Sandbox, pg: Postgres, name: str, cases: Mapping[str, tuple[Any, ...]]) -> Iterator[Step]:
+def _steps(bench: Bench, name: str, cases: Cases) -> Iterator[Step]:
     for case in [next(iter(cases)), *cases]:  # the first one twice: some remember
-        answer, out = box.do(WITHIN, shops.request, name, cases[case])
-        _back(trial, f"after `{name}`, case '{case}'", out)
-        yield Step(case, answer, shops.data_of(pg, shops.MENDED))
+        answer, out = bench.box.do(WITHIN, shops.request, name, cases[case])
+        _back(bench.trial, f"after `{name}`, case '{case}'", out)
+        yield Step(case, answer, shops.data_of(bench.conn, shops.MENDED))
 
 
-def _as_given(
-    trial: Trial,
-    box: Sandbox,
-    pg: Postgres,
-    name: str,
-    cases: Mapping[str, tuple[Any, ...]],
-    before: dict[str, Any],
-    steps: Sequence[Step],
-) -> None:
+def _as_given(bench: Bench, name: str, cases: Cases, before: dict[str, Any], steps: Sequence[Step]) -> None:
     """The same requests of the function as given, on the same data, in a shop of its own."""
-    opened_shop(trial, box, pg, shops.GIVEN, quiet=True)
+    opened_shop(bench.trial, bench.box, bench.pg, shops.GIVEN, quiet=True)
     last = before
     for step in steps:
-        answer, _ = box.do(WITHIN, shops.request, f"given {name}", cases[step.case])
-        wanted = Step(step.case, answer, shops.data_of(pg, shops.GIVEN))
+        answer, _ = bench.box.do(WITHIN, shops.request, f"given {name}", cases[step.case])
+        wanted = Step(step.case, answer, shops.data_of(bench.conn, shops.GIVEN))
         what = f"`{name}`, case '{step.case}',"
-        _demand(trial, f"{what} {wanted}", _outcome(step), str(wanted) == str(step), _meaning(step.answer.problem))
+        bench.demand(f"{what} {wanted}", _outcome(step), str(wanted) == str(step), _meaning(step.answer.problem))
         other = next((key for key, value in wanted.data.items() if step.data[key] != value), "")
-        _demand(
-            trial,
+        bench.demand(
             f"{what} leaves the data as the function as given does",
             f"other data, in {other}{_numbers(step.data[other], wanted.data[other])}" if other else "the same",
             not other,
@@ -210,7 +222,8 @@ def whole_shop(
     """A process with all functions: those that were given, and the seven mended ones in their places."""
     names = ("balance", "order", "correct", "report", "newest", "user_name", "next_page")
     with trial.sandbox(pg, Shop=Shop, **{**given, **dict(zip(names, mended, strict=True))}) as box:
-        shops.furnish(pg)
+        with shops.manager(pg) as conn:
+            shops.furnish(conn)
         yield box
 
 
@@ -222,12 +235,6 @@ def opened_shop(trial: Trial, box: Sandbox, pg: Postgres, schema: str, quiet: bo
     begun = box.do(WITHIN, shops.open_shop, shops.dsn_of(pg, schema), quiet)
     if begun.problem:
         trial.expect("`Shop(dsn)` gives a shop", str(begun.problem), False, SHOP)
-
-
-def _demand(trial: Trial, expected: str, measured: str, good: bool, look: str) -> None:
-    """Expect something of one function among many: a row of the card only where it is not met."""
-    if not good:
-        trial.expect(expected, measured, good, look)
 
 
 def _back(trial: Trial, when: str, out: Sequence[Borrowed]) -> None:

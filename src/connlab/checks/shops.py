@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from connlab.checks.answers import Answer
@@ -63,16 +64,20 @@ select (select count(*) from {schema}.orders) as "orders",
 # --- the database -------------------------------------------------------------------------------------------
 
 
-def furnish(pg: Postgres) -> None:
+def manager(pg: Postgres) -> psycopg.Connection[dict[str, Any]]:
+    """An administrator's connection, for many questions."""
+    return psycopg.connect(pg.admin_dsn, application_name="connlab", autocommit=True, row_factory=dict_row)
+
+
+def furnish(conn: psycopg.Connection[Any]) -> None:
     """Make both schemas anew, 50 users and 500 orders in each."""
-    with psycopg.connect(pg.admin_dsn, application_name="connlab") as conn:
-        for name in (GIVEN, MENDED):
-            schema = sql.Identifier(name)
+    for name in (GIVEN, MENDED):
+        schema = sql.Identifier(name)
+        with conn.transaction():
             conn.execute(sql.SQL("drop schema if exists {} cascade").format(schema))
             conn.execute(sql.SQL("create schema {} authorization app").format(schema))
             conn.execute(sql.SQL("set local role app; set local search_path = {}").format(schema))
             conn.execute(TABLES)
-            conn.execute("reset role; reset search_path")
 
 
 def dsn_of(pg: Postgres, schema: str) -> str:
@@ -80,9 +85,9 @@ def dsn_of(pg: Postgres, schema: str) -> str:
     return make_conninfo(pg.dsn, options=f"-c search_path={schema}")
 
 
-def data_of(pg: Postgres, schema: str) -> dict[str, Any]:
+def data_of(conn: psycopg.Connection[dict[str, Any]], schema: str) -> dict[str, Any]:
     """What is in the tables, committed: numbers to show, and a digest of the rest."""
-    return pg.rows(DATA.format(schema=schema))[0]
+    return conn.execute(DATA.format(schema=schema)).fetchone() or {}
 
 
 class Interruptions:
@@ -123,10 +128,10 @@ class Interruptions:
 
 
 def open_shop(learner: Learner, dsn: str, quiet: bool = False) -> Answer:
-    """A new shop in the place of the last one. ``quiet``: what its pool logs is no news to the learner."""
+    """A new shop in the place of the last one. ``quiet``: what psycopg logs is no news to the learner."""
     _at_rest()
     close_shop(learner)
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR if quiet else logging.NOTSET)
+    logging.getLogger("psycopg").setLevel(logging.ERROR if quiet else logging.NOTSET)
     keep_book().clear()
     return learner.call("Shop", dsn, keep="shop")
 
