@@ -72,8 +72,8 @@ SEEN = {
 }
 WHERE_TO_LOOK = {
     "": "A connection without a session has been closed: by `close()`, or by Python, when nothing in the program "
-    "referred to it any more. The pool was not told. Look at what becomes of `conn` where the function ends early, or "
-    "by an exception.",
+    "referred to it any more. The pool was not told. Look at what becomes of `conn` at each end of the function: "
+    "`return`, the last line, an exception.",
     "idle": "An idle session that is not in the pool has an owner, and is in no transaction: somebody keeps it for "
     "later. Look for a connection that is put somewhere.",
     "idle in transaction": "Who is in a transaction has begun something and not ended it: a `with` block whose end has "
@@ -198,7 +198,7 @@ def interrupted(
                 _, out = box.do(WITHIN, shops.requests, calls, CREW)
             trial.expect(
                 f"every connection back after requests that were {what} while they waited for the server",
-                f"{missing(out)} after {len(calls)} requests and {interruptions.number} calls of `{function}`",
+                f"after {len(calls)} requests and {interruptions.number} calls of `{function}`: {missing(out)}",
                 not out and interruptions.number > 0,
                 look,
             )

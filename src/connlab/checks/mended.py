@@ -50,7 +50,7 @@ NOT_GIVEN = (
 PATHS = (
     "Follow this call through the function, from the line that borrows to the line that it left the function by: which "
     "line on that way gives the connection back? The end of `with shop.pool.connection()` and a `finally` lie on every "
-    "way."
+    "way. So does the end of `with conn:`, but that gives nothing back."
 )
 CLOSED = (
     "The server has no session of it any more, so it was closed: by `close()`, or by Python, when nothing referred to "
@@ -73,8 +73,9 @@ UNEQUAL = (
     "compare yours with the one that was given, statement by statement."
 )
 POOLS_STATE = (
-    "What you set on a connection goes back to the pool with it, and the next one to borrow it works with it: in "
-    "`autocommit`, a transaction of his is none. Leave it unset, or set it back before the connection is returned."
+    "What you set on a connection goes back to the pool with it, and the next one to borrow it works with it: with "
+    "`autocommit`, its statements are no longer one transaction. Leave it unset, or set it back before the connection "
+    "is returned."
 )
 OPENED = (
     "More connections were opened than the pool has places. Either the function connects past the pool, or it closes "
@@ -176,10 +177,10 @@ def _as_given(bench: Bench, name: str, cases: Cases, before: dict[str, Any], ste
     """The same requests of the function as given, on the same data, in a shop of its own."""
     opened_shop(bench.trial, bench.box, bench.pg, shops.GIVEN, quiet=True)
     last = before
-    for step in steps:
+    for at, step in enumerate(steps):
         answer, _ = bench.box.do(WITHIN, shops.request, f"given {name}", cases[step.case])
         wanted = Step(step.case, answer, shops.data_of(bench.conn, shops.GIVEN))
-        what = f"`{name}`, case '{step.case}',"
+        what = f"`{name}`, case '{step.case}',{' the second time,' if at == 1 else ''}"
         bench.demand(f"{what} {wanted}", _outcome(step), str(wanted) == str(step), _meaning(step.answer.problem))
         other = next((key for key, value in wanted.data.items() if step.data[key] != value), "")
         bench.demand(
