@@ -185,6 +185,13 @@ def test_every_function_that_is_still_a_stub_is_named() -> None:
     assert (found.value.names, found.value.begun) == (("start", "stop"), ())
 
 
+def test_a_stub_that_takes_any_number_of_arguments_has_nothing_above_it() -> None:
+    act = learners("def act(x, *rest, key=1, **more):\n    raise NotImplementedError()")
+    with Sandbox(act=act) as box, pytest.raises(Unfinished) as found:
+        box.do(10, call, "act", 1, 2)
+    assert (found.value.names, found.value.begun) == (("act",), ())
+
+
 @pytest.mark.parametrize("above", ["y = x", "print(x)"])
 def test_a_stub_that_was_left_below_the_code_is_named(above: str, capsys: pytest.CaptureFixture[str]) -> None:
     act = learners(f"def act(x):\n    {above}\n    raise NotImplementedError()")

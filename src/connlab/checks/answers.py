@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import linecache
 import sysconfig
 import traceback
@@ -87,7 +88,8 @@ def _last(error: BaseException) -> CodeType:
 
 def is_bare_stub(code: CodeType) -> bool:
     """Whether a function's body is ``raise NotImplementedError()`` and nothing else."""
-    given = code.co_argcount + code.co_kwonlyargcount
+    collecting = (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS)
+    given = code.co_argcount + code.co_kwonlyargcount + sum(bool(code.co_flags & each) for each in collecting)
     return code.co_names == ("NotImplementedError",) and code.co_nlocals == given
 
 

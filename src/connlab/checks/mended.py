@@ -1,0 +1,264 @@
+"""Functions that were mended, held against those that were given: the connections come back, and nothing else changes.
+
+For the checks of a lab that has a class ``Shop``, made with a DSN, whose functions take the shop as their first
+argument; see ``connlab.checks.shops``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from connlab.checks import shops
+from connlab.checks.answers import Answer, Problem, problems
+from connlab.checks.borrowers import Borrowed
+from connlab.checks.sandbox import Sandbox
+from connlab.checks.sessions import PERIOD, opened
+from connlab.checks.trial import Trial
+from connlab.postgres import Postgres
+
+Function = Callable[..., Any]
+Functions = Mapping[str, Function]
+Cases = Mapping[str, tuple[Any, ...]]
+Requests = Mapping[str, Cases]
+"""For each function what may be asked of it, under a name for the case."""
+
+SIZE = 4
+"""Connections that the shop may have."""
+MORE = 3 * SIZE
+"""Requests that are answered, one after the other, where nothing is lost."""
+CREW = 4
+WITHIN = 6.0
+"""Seconds that a round of requests may take."""
+CLOSING = 0.2
+"""Seconds in which the server notices that a client has gone."""
+
+READ = "Read the error, from its end, and the line that it came from."
+SHOP = (
+    "The check makes a `Shop` of its own, with four connections. If the server has no slot left for it, shops of the "
+    "notebook are still open: close their pools (`shop.pool.close()`)."
+)
+NOT_GIVEN = (
+    "The cell that makes `GIVEN` was run again after you had written functions of these names. Run the cells of the "
+    "service again, all of them, from the class `Shop` on, and then your own."
+)
+PATHS = (
+    "Follow this call through the function, from the line that borrows to the line that it left the function by: which "
+    "line on that way gives the connection back? The end of `with shop.pool.connection()` and a `finally` lie on every "
+    "way. So does the end of `with conn:`, but that gives nothing back."
+)
+CLOSED = (
+    "The server has no session of it any more, so it was closed: by `close()`, or by Python, when nothing referred to "
+    "it. Neither tells the pool."
+)
+HELD = (
+    "Its session is still there, so somebody still has it: in a variable or an object that outlives the request, or in "
+    "a generator that nobody has read to its end."
+)
+UNCOMMITTED = (
+    "The change is gone: the pool rolls back what comes back in a transaction. Commit before that: at the end of "
+    "`with shop.pool.connection()`, or of `with conn:`, or with `conn.commit()`."
+)
+HALF = (
+    "A part of a request that failed has stayed. Its statements belong into one transaction: all of them or none. With "
+    "`autocommit`, each is one of its own."
+)
+UNEQUAL = (
+    "To mend a leak is to change who gives the connection back, and when. Whoever calls the function must not notice: "
+    "compare yours with the one that was given, statement by statement."
+)
+POOLS_STATE = (
+    "What you set on a connection goes back to the pool with it, and the next one to borrow it works with it: with "
+    "`autocommit`, its statements are no longer one transaction. Leave it unset, or set it back before the connection "
+    "is returned."
+)
+OPENED = (
+    "More connections were opened than the pool has places. Either the function connects past the pool, or it closes "
+    "what it borrowed, so that the pool must open another one for every request. Give it back open."
+)
+
+
+# --- mending ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One request, and what it gave."""
+
+    case: str
+    answer: Answer
+    data: dict[str, Any]
+
+    def __str__(self) -> str:
+        """The outcome, in words."""
+        return f"raises `{self.answer.problem.name}`" if self.answer.problem else f"returns `{self.answer.value!r}`"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the measuring of one check needs."""
+
+    trial: Trial
+    box: Sandbox
+    pg: Postgres
+    conn: psycopg.Connection[dict[str, Any]]
+    """An administrator's."""
+
+    def demand(self, expected: str, measured: str, good: bool, look: str) -> None:
+        """Expect something of one function among many: a row of the card only where it is not met."""
+        if not good:
+            self.trial.expect(expected, measured, good, look)
+
+
+def mended_functions(
+    trial: Trial, Shop: Function, given: Functions, requests: Requests, mended: Functions, pg: Postgres
+) -> None:
+    """Expect of each mended function that it loses nothing, and is otherwise as the one that was given."""
+    same = [name for name in mended if given[name] is mended[name]]
+    if same:
+        trial.expect("functions that are not those of `GIVEN`", f"`{same[0]}` is the same", False, NOT_GIVEN)
+    originals = {f"given {name}": given[name] for name in mended}
+    with trial.sandbox(pg, Shop=Shop, **mended, **originals) as box, shops.manager(pg) as conn:
+        bench = Bench(trial, box, pg, conn)
+        count = sum(_works(bench, name, requests[name]) for name in mended)
+    trial.expect("every connection back after each request", f"all, after each of {count}", True, "-")
+    trial.expect("answers, errors and data as those of the functions as given", "the same", True, "-")
+    trial.expect("connections that lie in the pool as they did when they were new", "they do", True, "-")
+    trial.expect(f"at most {SIZE} connections opened, by the pool", f"{SIZE} or fewer, for each function", True, "-")
+
+
+def _works(bench: Bench, name: str, cases: Cases) -> int:
+    """One mended function; how many requests it has answered."""
+    bench.box.do(WITHIN, shops.close_shop)
+    shops.furnish(bench.conn)
+    mark = bench.pg.mark()
+    opened_shop(bench.trial, bench.box, bench.pg, shops.MENDED)
+    new = bench.box.do(WITHIN, shops.conditions, SIZE)
+    before = shops.data_of(bench.conn, shops.MENDED)
+    steps = list(_steps(bench, name, cases))
+    more = [(name, next(iter(cases.values())))] * MORE
+    answers, out = bench.box.do(WITHIN, shops.requests, more, CREW, in_turn=True)
+    _back(bench.trial, f"after {MORE} requests of `{name}` from {CREW} threads", out)
+    used = bench.box.do(WITHIN, shops.conditions, SIZE)
+    connections = opened(bench.pg, mark)
+    _as_given(bench, name, cases, before, steps)
+    failed = problems(answers)
+    bench.demand(
+        f"{MORE} more requests of `{name}`, {MORE} answers",
+        f"{MORE - len(failed)} answers{first_of(failed)}",
+        not failed,
+        READ,
+    )
+    bench.demand(
+        f"connections that lie in the pool as they did when they were new, after `{name}`",
+        f"{' / '.join(used)}; new ones: {' / '.join(new)}",
+        used == new,
+        POOLS_STATE,
+    )
+    bench.demand(
+        f"at most {SIZE} connections opened for `{name}`, by the pool", f"{connections}", connections <= SIZE, OPENED
+    )
+    return len(steps) + len(answers)
+
+
+def _steps(bench: Bench, name: str, cases: Cases) -> Iterator[Step]:
+    for case in [next(iter(cases)), *cases]:  # the first one twice: some remember
+        answer, out = bench.box.do(WITHIN, shops.request, name, cases[case])
+        _back(bench.trial, f"after `{name}`, case '{case}'", out)
+        yield Step(case, answer, shops.data_of(bench.conn, shops.MENDED))
+
+
+def _as_given(bench: Bench, name: str, cases: Cases, before: dict[str, Any], steps: Sequence[Step]) -> None:
+    """The same requests of the function as given, on the same data, in a shop of its own."""
+    opened_shop(bench.trial, bench.box, bench.pg, shops.GIVEN, quiet=True)
+    last = before
+    for at, step in enumerate(steps):
+        answer, _ = bench.box.do(WITHIN, shops.request, f"given {name}", cases[step.case])
+        wanted = Step(step.case, answer, shops.data_of(bench.conn, shops.GIVEN))
+        what = f"`{name}`, case '{step.case}',{' the second time,' if at == 1 else ''}"
+        bench.demand(f"{what} {wanted}", _outcome(step), str(wanted) == str(step), _meaning(step.answer.problem))
+        other = next((key for key, value in wanted.data.items() if step.data[key] != value), "")
+        bench.demand(
+            f"{what} leaves the data as the function as given does",
+            f"other data, in {other}{_numbers(step.data[other], wanted.data[other])}" if other else "the same",
+            not other,
+            UNCOMMITTED if step.data == last else HALF if wanted.data == last else UNEQUAL,
+        )
+        last = step.data
+
+
+def _outcome(step: Step) -> str:
+    return f"it raises {step.answer.problem}" if step.answer.problem else f"it {step}"
+
+
+def _numbers(found: Any, wanted: Any) -> str:
+    return "" if isinstance(wanted, str) else f": {found} instead of {wanted}"
+
+
+def _meaning(problem: Problem | None) -> str:
+    """What to look at for an outcome that is not that of the function as given."""
+    if problem is None:
+        return UNEQUAL
+    if problem.name == "InFailedSqlTransaction":
+        return (
+            "A statement failed before, on the same connection, and its transaction was not ended. After an error the "
+            "transaction must be rolled back before anything else can be done."
+        )
+    if problem.name == "ValueError" and "can't return connection" in problem.message:
+        return "It was given back already. One borrowing, one return: have one line on the way of every path, not two."
+    if problem.name == "OperationalError" and "the connection is closed" in problem.message:
+        return "The connection had been closed before. Who closes a connection takes it from the next one who needs it."
+    return f"{READ} {UNEQUAL}"
+
+
+@contextmanager
+def whole_shop(
+    trial: Trial, Shop: Function, given: Functions, mended: Sequence[Function], pg: Postgres
+) -> Iterator[Sandbox]:
+    """A process with all functions: those that were given, and the seven mended ones in their places."""
+    names = ("balance", "order", "correct", "report", "newest", "user_name", "next_page")
+    with trial.sandbox(pg, Shop=Shop, **{**given, **dict(zip(names, mended, strict=True))}) as box:
+        with shops.manager(pg) as conn:
+            shops.furnish(conn)
+        yield box
+
+
+# --- what they share ----------------------------------------------------------------------------------------
+
+
+def opened_shop(trial: Trial, box: Sandbox, pg: Postgres, schema: str, quiet: bool = False) -> None:
+    """A new shop on that schema, in the place of the last one."""
+    begun = box.do(WITHIN, shops.open_shop, shops.dsn_of(pg, schema), quiet)
+    if begun.problem:
+        trial.expect("`Shop(dsn)` gives a shop", str(begun.problem), False, SHOP)
+
+
+def _back(trial: Trial, when: str, out: Sequence[Borrowed]) -> None:
+    if out:
+        closed = len(when_gone(trial, SIZE - len(out))) < SIZE
+        trial.expect(f"every connection back {when}", missing(out), False, f"{CLOSED if closed else HELD} {PATHS}")
+
+
+def when_gone(trial: Trial, number: int) -> list[dict[str, Any]]:
+    """The server's sessions, as soon as they are ``number`` or fewer: it needs a moment to see that clients go."""
+    deadline = time.monotonic() + CLOSING
+    while len(rows := trial.sessions.now()) > number and time.monotonic() < deadline:
+        time.sleep(PERIOD)
+    return rows
+
+
+def missing(out: Sequence[Borrowed]) -> str:
+    """What is out, and who borrowed the first of it."""
+    if not out:
+        return "none is missing"
+    return f"{len(out)} {'is' if len(out) == 1 else 'are'} missing; borrowed {out[0]}"
+
+
+def first_of(found: Sequence[Problem]) -> str:
+    """The first error, as the end of a sentence; empty without one."""
+    return f"; the first error was {found[0]}" if found else ""
