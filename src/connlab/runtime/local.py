@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from connlab import pgbouncers, programs, template
+from connlab import programs, template
 from connlab.errors import ConnlabError
 from connlab.pack import unpack
 from connlab.runtime import Program
@@ -23,13 +23,13 @@ class LocalRuntime:
         if kind == "postgres":
             return self._postgres(port, on_disk)
         if kind == "pgbouncer":
-            found = pgbouncers.at(choice) if choice else programs.find_pgbouncer()
+            found = programs.pgbouncer_at(choice) if choice else programs.find_pgbouncer()
             return LocalProgram(kind, found.path, found.version, found.environment, port=port)
         raise ConnlabError(f"the local runtime knows no program {kind!r}; it knows postgres and pgbouncer")
 
     def choices(self) -> list[str]:
         """See ``connlab.runtime.Runtime.choices``."""
-        found = pgbouncers.at_hand() or [programs.find_pgbouncer()]
+        found = programs.pgbouncers() or [programs.find_pgbouncer()]
         return [str(program.path) for program in found]
 
     def _postgres(self, port: int | None, on_disk: bool) -> Program:
