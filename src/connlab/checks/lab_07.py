@@ -294,7 +294,8 @@ def _expect_usual(it: Case, found: Iterable[str], when: str, look: str) -> None:
 
 
 def _expect_none_with_the_role(it: Case) -> None:
-    found = it.pg.value("select string_agg(array_to_string(setconfig, ', '), ', ') from pg_db_role_setting")
+    settings = "select string_agg(array_to_string(setconfig, ', '), ', ') from pg_db_role_setting"
+    found = it.pg.value(f"{settings} where setrole = 'app'::regrole")
     if found:
         it.trial.expect("no settings that stay with the role", f"{found}", False, looks.WITH_ROLE)
 
