@@ -6,17 +6,18 @@ thing that the application does. ``schema`` is the SQL that makes its tables.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, LiteralString
 
 from connlab.checks import lab_07_looks as looks
 from connlab.checks.answers import Answer, Problem, problems
 from connlab.checks.drivers import Learner, call, is_none
 from connlab.checks.errors import Hangs
 from connlab.checks.lab_07_case import WITHIN, Case, case, first
-from connlab.checks.sessions import locked
+from connlab.checks.sessions import held_up
 from connlab.checks.trial import Trial, check
 from connlab.postgres import Postgres
 
@@ -30,11 +31,19 @@ BEGINS_WITHIN = 5.0
 """Seconds that a worker has to begin the job."""
 ARRIVES_WITHIN = 2.0
 """Seconds that a notification has to arrive."""
+SILENT = 0.5
+"""Seconds that ``events`` is given when nothing comes."""
+SILENT_WITHIN = 2.0
+SHORTLY = 0.7
+"""Seconds that ``events`` is given for what has come already."""
 HELD = (
     "while another client holds one of two server connections",
     "while another client holds the other server connection",
 )
 FREE = "from four threads, on both server connections in turn"
+ONE_FREE = "from one thread, on both server connections in turn"
+LINE = "while other clients wait in line for the same server connection"
+REFUSED = re.compile(r'prepared statement "[^"]*" (?:already exists|does not exist)')
 
 
 # --- the checks ---------------------------------------------------------------------------------------------
@@ -44,14 +53,20 @@ FREE = "from four threads, on both server connections in turn"
 def statements(trial: Trial, start: Function, rate_of: Function, schema: str, pg: Postgres) -> None:
     """Write `start` and `rate_of`, so that every call works on whatever server connection it gets."""
     with case(trial, pg, schema, start=start, rate_of=rate_of) as it:
-        wanted = {row["currency"]: row["rate"] for row in pg.rows("select currency, rate from rate")}
+        wanted, mark = _rates(pg), pg.mark()
         asked = [(currency,) for currency in wanted] * 16
         for which, when in enumerate(HELD):
             with it.mode.held(which):
-                it.answered(it.load("rate_of", asked, CLIENTS), when)
+                given = it.load("rate_of", asked, CLIENTS)
+            it.answered(given, when)
+            it.same(given, wanted.__getitem__)
+        pg.rows("update rate set rate = rate + 1")
         given = it.load("rate_of", asked, CLIENTS)
         it.answered(given, FREE)
-        it.same(given, wanted.__getitem__)
+        it.same(given, _rates(pg).__getitem__, "the new rates, after a change of all of them", looks.STALE)
+        refused = len(REFUSED.findall(pg.log(since=mark)))
+        expected = "no error about a prepared statement in the server's log"
+        trial.expect(expected, f"{refused}", refused == 0, looks.RETRIED)
         it.mode.end_one()
         failed = problems(it.load("rate_of", asked, CLIENTS))
         trial.expect(
@@ -66,16 +81,21 @@ def statements(trial: Trial, start: Function, rate_of: Function, schema: str, pg
 @check("No tenant reads another's rows")
 def tenants(trial: Trial, start: Function, invoices: Function, schema: str, pg: Postgres) -> None:
     """Write `start` and `invoices`: each tenant reads its own rows, and who has set nothing reads none."""
-    with case(trial, pg, schema, start=start, invoices=invoices) as it:
+    with case(trial, pg, schema, ONE_MORE_TENANT, start=start, invoices=invoices) as it:
         wanted = _invoices(pg)
-        asked = [(tenant, "customer") for tenant in wanted] * 8
+        asked = [(tenant, "customer|o'neil") for tenant in wanted] * 6
         for which, when in enumerate(HELD):
             with it.mode.held(which):
                 given = it.load("invoices", asked)
             _expect_own_rows(it, given, wanted, when)
             _expect_nobody_reads(it, "afterwards", looks.BEHIND)
-        _expect_own_rows(it, it.load("invoices", asked, CLIENTS), wanted, FREE)
-        _expect_nobody_reads(it, "afterwards", looks.BEHIND)
+        for clients, when in ((CLIENTS, FREE), (1, ONE_FREE)):
+            _expect_own_rows(it, it.load("invoices", asked, clients), wanted, when)
+            _expect_nobody_reads(it, "afterwards", looks.BEHIND)
+        with it.mode.held(0), it.mode.watched(SEEN) as rows:
+            given = it.load("invoices", asked)
+        _expect_own_rows(it, given, wanted, LINE)
+        _expect_read_none(it, rows, "meanwhile", looks.MEANWHILE)
         it.raised(it.load("invoices", [(tenant, "(") for tenant in wanted] * 4, CLIENTS), "DataError")
         _expect_nobody_reads(it, "after calls that failed", looks.BEHIND_ERROR)
         it.none_past()
@@ -84,8 +104,8 @@ def tenants(trial: Trial, start: Function, invoices: Function, schema: str, pg: 
 @check("The report's settings are the report's alone")
 def settings(trial: Trial, start: Function, report: Function, schema: str, pg: Postgres) -> None:
     """Write `start` and `report`: the report runs with its settings, and no other query does."""
-    with case(trial, pg, schema, start=start, report=report) as it:
-        usual = _settings(it)[0]
+    with case(trial, pg, schema, REPORTS_ARE_LOGGED, NOT_LOGGED, start=start, report=report) as it:
+        mark = pg.mark()
         wanted = {user: _report(pg, user) for user in (10, 100, 1000)}
         asked = [(user,) for user in wanted] * 3
         for which, when in enumerate(HELD):
@@ -93,11 +113,18 @@ def settings(trial: Trial, start: Function, report: Function, schema: str, pg: P
                 given, failing = it.load("report", asked), it.load("report", [("no number",)] * 2)
             _expect_report(it, given, when)
             it.raised(failing, "DataError")
-            _expect_usual(it, usual, "after reports, the last of which failed", looks.BEHIND_ERROR)
-        given = it.load("report", asked * 2, CLIENTS)
-        _expect_report(it, given, FREE)
-        it.same(given, wanted.__getitem__)
-        _expect_usual(it, usual, "after all reports", looks.BEHIND)
+            _expect_usual(it, it.mode.each(SET), "after reports, the last of which failed", looks.BEHIND_ERROR)
+        for clients, when in ((CLIENTS, FREE), (1, ONE_FREE)):
+            given = it.load("report", asked, clients)
+            _expect_report(it, given, when)
+            it.same(given, wanted.__getitem__)
+            _expect_usual(it, it.mode.each(SET), "after all reports", looks.BEHIND)
+        with it.mode.held(0), it.mode.watched(SET) as found:
+            given = it.load("report", asked)
+        _expect_report(it, given, LINE)
+        _expect_usual(it, found, "while reports run", looks.MEANWHILE)
+        _expect_none_with_the_role(it)
+        _expect_logged(it, mark, 5 * len(asked))
         it.none_past()
 
 
@@ -106,10 +133,10 @@ def imports(trial: Trial, start: Function, import_rates: Function, schema: str, 
     """Write `start` and `import_rates`: every import is complete or fails, and leaves nothing behind."""
     with case(trial, pg, schema, start=start, import_rates=import_rates) as it:
         for which, when in enumerate(HELD):
-            good, bad = _batch(f"A{which}"), [*_batch(f"B{which}"), ("BAD", -1)]
+            good, bad = _batch(f"A{which}"), [*_batch(f"B{which}"), ("BAD", FAULTS[which])]
             with it.mode.held(which):
                 failing, given = it.load("import_rates", [(bad,)]), it.load("import_rates", [(good,)])
-            it.raised(failing, "IntegrityError")
+            it.raised(failing, "IntegrityError", "violates")
             _expect_imported(it, given, f"{when}, after one that failed")
             _expect_rows_of(it, bad, 0)
         batches = [(_batch(f"C{at}"),) for at in range(3 * CLIENTS)]
@@ -122,7 +149,8 @@ def imports(trial: Trial, start: Function, import_rates: Function, schema: str, 
 @check("One worker at the nightly job")
 def nightly(trial: Trial, start: Function, close_day: Function, schema: str, pg: Postgres) -> None:
     """Write `start` and `close_day`: one worker does the job, the others say False, and the lock is free afterwards."""
-    with case(trial, pg, schema, start=start, close_day=close_day) as it:
+    one_day = f"create unique index {looks.ONE_DAY} on closing (day)"
+    with case(trial, pg, schema, one_day, start=start, close_day=close_day) as it:
         for which, when in enumerate(HELD):
             with it.mode.held(which):
                 _expect_closed(it, f"2026-01-0{which + 1}", when)
@@ -145,7 +173,9 @@ def notifications(trial: Trial, start: Function, listen: Function, events: Funct
         for which, when in enumerate(HELD):
             with it.mode.held(which):
                 _expect_heard(it, [f"invoice {which}-{at}" for at in range(3)], when)
-        _expect_heard(it, [f"invoice free-{at}" for at in range(4)], "from both server connections in turn")
+        _expect_heard(it, [f"invoice free-{at}" for at in range(4)], "while `events` waits", at_once=False)
+        _expect_silence(it)
+        _expect_none_dropped(it, [f"invoice many-{at}" for at in range(4)])
         past = it.mode.past()
         trial.expect("one connection past PgBouncer, the listener's", f"{past}", past == 1, looks.PAST)
         _expect_listens_again(it)
@@ -154,6 +184,16 @@ def notifications(trial: Trial, start: Function, listen: Function, events: Funct
 # --- tenants ------------------------------------------------------------------------------------------------
 
 Rows = list[tuple[Any, ...]]
+
+
+ONE_MORE_TENANT = (
+    "insert into invoice select 'o''neil', at, 'o''neil ' || at, 10 * at from generate_series(1, 2) as at;"
+)
+SEEN: LiteralString = "select coalesce(string_agg(tenant, ', '), '') from invoice"
+
+
+def _rates(pg: Postgres) -> dict[str, Any]:
+    return {row["currency"]: row["rate"] for row in pg.rows("select currency, rate from rate")}
 
 
 def _invoices(pg: Postgres) -> dict[str, Rows]:
@@ -192,8 +232,11 @@ def _are_rows(value: Any) -> bool:
 
 
 def _expect_nobody_reads(it: Case, when: str, look: str) -> None:
-    rows = it.mode.each("select coalesce(string_agg(tenant, ' '), '') from invoice")
-    seen = max((each.split() for each in rows), key=len)
+    _expect_read_none(it, it.mode.each(SEEN), when, look)
+
+
+def _expect_read_none(it: Case, rows: Iterable[str], when: str, look: str) -> None:
+    seen = max((each.split(", ") if each else [] for each in rows), key=len, default=[])
     it.trial.expect(
         f"a client that has set nothing reads no row {when}",
         f"it read {len(seen)} rows of {', '.join(sorted(set(seen)))}" if seen else "it read none",
@@ -207,9 +250,24 @@ def _expect_nobody_reads(it: Case, when: str, look: str) -> None:
 ITS_SETTINGS = ("64MB", "30s")
 
 
-def _settings(it: Case) -> list[str]:
-    """What a client that has set nothing finds, on each server connection."""
-    return it.mode.each("select current_setting('work_mem') || ' and ' || current_setting('statement_timeout')")
+USUAL = "4MB and 0"
+"""What the server has, and so whoever has set nothing."""
+SET: LiteralString = "select current_setting('work_mem') || ' and ' || current_setting('statement_timeout')"
+NOT_LOGGED = """
+alter table if exists orders disable row level security, no force row level security;
+drop policy if exists report_runs on orders;
+drop function if exists report_runs;
+"""
+REPORTS_ARE_LOGGED = """
+create function report_runs() returns boolean language plpgsql as $$ begin
+    raise log 'orders are read with % and %', current_setting('work_mem'), current_setting('statement_timeout');
+    return true;
+end $$;
+create policy report_runs on orders using ((select report_runs()));
+alter table orders enable row level security, force row level security;
+"""
+"""Each query of the role app that reads `orders` leaves a line in the log: only its own session knows its settings."""
+LOGGED = re.compile(r"LOG: +orders are read with (\S+) and (\S+)")
 
 
 def _report(pg: Postgres, user: int) -> tuple[Any, ...]:
@@ -229,13 +287,35 @@ def _expect_report(it: Case, answers: Sequence[Answer], when: str) -> None:
     )
 
 
-def _expect_usual(it: Case, usual: str, when: str, look: str) -> None:
-    found = next((each for each in _settings(it) if each != usual), usual)
-    expected = f"a client that has set nothing runs with `work_mem` and `statement_timeout` {usual}, {when}"
-    it.trial.expect(expected, f"with {found}", found == usual, look)
+def _expect_usual(it: Case, found: Iterable[str], when: str, look: str) -> None:
+    other = next((each for each in found if each != USUAL), USUAL)
+    expected = f"a client that has set nothing runs with `work_mem` and `statement_timeout` {USUAL}, {when}"
+    it.trial.expect(expected, f"with {other}", other == USUAL, look)
+
+
+def _expect_none_with_the_role(it: Case) -> None:
+    settings = "select string_agg(array_to_string(setconfig, ', '), ', ') from pg_db_role_setting"
+    found = it.pg.value(f"{settings} where setrole = 'app'::regrole")
+    if found:
+        it.trial.expect("no settings that stay with the role", f"{found}", False, looks.WITH_ROLE)
+
+
+def _expect_logged(it: Case, mark: int, reports: int) -> None:
+    ran = LOGGED.findall(it.pg.log(since=mark))
+    good = sum(each == ITS_SETTINGS for each in ran)
+    it.trial.expect(
+        f"the server ran {reports} queries for {reports} reports, all with both settings",
+        f"{len(ran)}, {good} of them with both",
+        good == len(ran) and good >= reports,
+        looks.MADE_UP,
+    )
 
 
 # --- the import ---------------------------------------------------------------------------------------------
+
+
+FAULTS = (-1, None)
+"""Rates that the table refuses."""
 
 
 def _batch(name: str) -> list[tuple[str, int]]:
@@ -243,7 +323,7 @@ def _batch(name: str) -> list[tuple[str, int]]:
 
 
 def _expect_imported(it: Case, answers: Sequence[Answer], when: str) -> None:
-    it.answered(answers, when)
+    it.answered(answers, when, "import")
     others = [each.value for each in answers if each.value != len(each.arguments[0])]
     expected = f"each import writes its own {len(answers[0].arguments[0])} rates, and returns their number"
     it.trial.expect(expected, f"one returned {others[0]!r}" if others else "they did", not others, looks.MIXED)
@@ -291,7 +371,7 @@ def _expect_once(it: Case, day: str) -> None:
 
 
 def _expect_free(it: Case, when: str) -> None:
-    held = it.pg.value("select count(*) from pg_locks where locktype = 'advisory'")
+    held = it.pg.value(ADVISORY)
     it.trial.expect(f"the lock is free {when}", "it is" if not held else f"{held} held", held == 0, looks.LOCK_LEFT)
 
 
@@ -308,9 +388,12 @@ def _expect_false_at_once(it: Case, day: str) -> None:
 def _expect_one_worker(it: Case, day: str) -> None:
     """The first worker waits inside the job, on its server connection, while the others ask."""
     others = WORKERS - 1
-    with locked(it.pg, "closing"):
+    with held_up(it.pg, "closing", day):
         it.box.do(WITHIN, set_off, "close_day", [(day,)], "app", 0)
-        _at_the_job(it.pg)
+        if _at_the_job(it.pg):
+            locks = it.pg.value(f"{ADVISORY} and objid = {looks.NIGHTLY}")
+            expected = f"advisory lock {looks.NIGHTLY} is held while the job runs"
+            it.trial.expect(expected, "it is" if locks else "it is not", locks > 0, looks.LOCK_GONE)
         given = it.box.do(WITHIN, set_off, "close_day", [(day,)] * others, "app", AT_ONCE_WITHIN)
         at_it = _at_the_job(it.pg)
         it.trial.expect(f"one of {WORKERS} workers at the job at a time", f"{at_it}", at_it == 1, looks.BOTH_AT_IT)
@@ -328,9 +411,13 @@ def _expect_one_worker(it: Case, day: str) -> None:
     _expect_free(it, "after the job")
 
 
+WAITING = "from pg_locks where not granted and locktype = 'transactionid'"
+ADVISORY = "select count(*) from pg_locks where locktype = 'advisory'"
+
+
 def _at_the_job(pg: Postgres) -> int:
-    """How many sessions wait for the table in the job; waits for the first."""
-    query = "select count(*) from pg_locks where not granted and relation = 'closing'::regclass"
+    """How many sessions wait in the middle of the job; waits for the first."""
+    query = f"select count(*) {WAITING}"
     deadline = time.monotonic() + BEGINS_WITHIN
     while not (found := pg.value(query)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -339,11 +426,10 @@ def _at_the_job(pg: Postgres) -> int:
 
 def _expect_dead_worker_leaves_nothing(it: Case, day: str) -> None:
     """The server connection of a worker dies in the middle of the job."""
-    waiting = "select pid from pg_locks where not granted and relation = 'closing'::regclass"
-    with locked(it.pg, "closing"):
+    with held_up(it.pg, "closing", day):
         pending = it.box.begin(call, "close_day", day, on="app")
         _at_the_job(it.pg)
-        it.pg.rows(f"select pg_terminate_backend(pid, 5000) from ({waiting}) as worker")
+        it.pg.rows(f"select pg_terminate_backend(pid, 5000) from (select pid {WAITING}) as worker")
     given = pending.result(WITHIN)
     it.trial.expect(
         "a worker whose server connection dies gets an error (a `psycopg.OperationalError`)",
@@ -365,16 +451,50 @@ def _events(it: Case, many: int, seconds: float) -> Answer:
     return it.box.do(WITHIN, call, "events", many, seconds, on="listener")
 
 
-def _expect_heard(it: Case, sent: Sequence[str], when: str) -> None:
-    it.mode.notify("invoice", sent)
-    given = _events(it, len(sent), ARRIVES_WITHIN)
-    heard = given.value if isinstance(given.value, list) else []
+def _expect_heard(it: Case, sent: Sequence[str], when: str, at_once: bool = True) -> None:
+    """``at_once``: they have been sent when `events` is called."""
+    past, expected = it.mode.past(), f"{len(sent)} notifications, sent {when}, arrive within {ARRIVES_WITHIN:g} s"
+    if at_once:
+        it.mode.notify("invoice", sent)
+    pending = it.box.begin(call, "events", len(sent), ARRIVES_WITHIN, on="listener")
+    if not at_once:
+        time.sleep(0.2)
+        it.mode.notify("invoice", sent)
+    given = pending.result(WITHIN)
+    heard = _payloads(given)
     it.trial.expect(
-        f"{len(sent)} notifications, sent {when}, arrive within {ARRIVES_WITHIN:g} s",
+        expected,
         f"{given.problem}" if given.problem else f"{sum(each in heard for each in sent)} arrived",
         heard == [*sent],
-        _meaning(it, given.problem) if given.problem else _why_deaf(it),
+        _meaning(it, given.problem) if given.problem else _why_deaf(it, past),
     )
+    if given.seconds >= ARRIVES_WITHIN:
+        measured = f"all arrived, and `events` took {given.seconds:.1f} s"
+        it.trial.expect(f"{expected}, and `events` returns then", measured, False, looks.WHOLE_TIME)
+
+
+def _expect_silence(it: Case) -> None:
+    """Nothing is sent, and `events` must not wait for it longer than it is told."""
+    expected = f"`events(listener, 1, {SILENT:g})` returns [] within {SILENT_WITHIN:g} s when nothing is sent"
+    try:
+        given = it.box.do(SILENT_WITHIN, call, "events", 1, SILENT, on="listener")
+    except Hangs as hang:
+        it.trial.expect(expected, f"{hang}", False, looks.LATE)
+        raise
+    it.trial.expect(expected, f"{given.problem or repr(given.value)}", given.value == [], looks.LATE)
+
+
+def _expect_none_dropped(it: Case, sent: Sequence[str]) -> None:
+    """More have come than one call asks for."""
+    it.mode.notify("invoice", sent)
+    many = len(sent) // 2
+    heard = [payload for _ in range(2) for payload in _payloads(_events(it, many, SHORTLY))]
+    expected = f"{len(sent)} notifications, sent before two calls for {many} each, arrive"
+    it.trial.expect(expected, f"{len(heard)} arrived", heard == [*sent], looks.DROPPED)
+
+
+def _payloads(given: Answer) -> list[Any]:
+    return given.value if isinstance(given.value, list) else []
 
 
 def _meaning(it: Case, problem: Problem) -> str:
@@ -388,7 +508,9 @@ def _own_sessions(it: Case) -> Iterator[dict[str, Any]]:
     return (row for row in it.trial.sessions.now() if row["pid"] not in servers)
 
 
-def _why_deaf(it: Case) -> str:
+def _why_deaf(it: Case, past: int) -> str:
+    if it.mode.past() > past:
+        return looks.DEAF_LATE
     states = [row["state"] or "" for row in _own_sessions(it)]
     if any(state.startswith("idle in transaction") for state in states):
         return looks.DEAF_TRANSACTION

@@ -52,24 +52,30 @@ class Case:
         if answer.problem:
             self.trial.expect(f"`{what}` returns", f"{answer.problem}", False, self.meaning(answer.problem))
 
-    def answered(self, answers: Sequence[Answer], when: str) -> None:
+    def answered(self, answers: Sequence[Answer], when: str, what: str = "call") -> None:
         """Each call returned something."""
         failed = problems(answers)
         self.trial.expect(
-            f"{_many(len(answers), 'call')} {when}, {_many(len(answers), 'answer')}",
+            f"{_many(len(answers), what)} {when}, {_many(len(answers), 'answer')}",
             f"{_many(len(answers) - len(failed), 'answer')}{first(failed)}",
             not failed,
             self.meaning(failed[0]) if failed else "-",
         )
 
-    def same(self, answers: Sequence[Answer], wanted: Callable[..., Any]) -> None:
+    def same(
+        self,
+        answers: Sequence[Answer],
+        wanted: Callable[..., Any],
+        expected: str = "the same answers as on a direct connection",
+        look: str = looks.FORM,
+    ) -> None:
         """The answers are those of a direct connection, as ``wanted`` says for a call's arguments."""
         other = next((each for each in answers if each.value != wanted(*each.arguments)), None)
         self.trial.expect(
-            "the same answers as on a direct connection",
+            expected,
             f"{other.value!r} instead of {wanted(*other.arguments)!r}" if other else "the same",
             other is None,
-            looks.FORM,
+            look,
         )
 
     def says(self, answer: Answer, wanted: bool, expected: str, look: str) -> None:
@@ -81,9 +87,9 @@ class Case:
             self.meaning(answer.problem) if answer.problem else look,
         )
 
-    def raised(self, answers: Sequence[Answer], kind: str) -> None:
-        """Each of the calls failed, with the server's error."""
-        wrong = next((each for each in answers if not each.problem or kind not in each.problem.kinds), None)
+    def raised(self, answers: Sequence[Answer], kind: str, words: str = "") -> None:
+        """Each of the calls failed, with the server's error, which has these ``words``."""
+        wrong = next((each for each in answers if not _is(each.problem, kind, words)), None)
         problem = wrong.problem if wrong else None
         returned = f"{wrong.value!r} was returned" if wrong else "it did"
         self.trial.expect(
@@ -102,6 +108,14 @@ class Case:
         """What to look at for an error that a good call got."""
         if problem.name in ("InvalidSqlStatementName", "DuplicatePreparedStatement"):
             return looks.STATEMENT
+        if problem.name == "SyntaxError" and '"$1"' in problem.message:
+            return looks.NO_PARAMETERS
+        if problem.name == "SyntaxError" and "neil" in problem.message:
+            return looks.QUOTED
+        if looks.BAD in problem.message:
+            return looks.EARLIER
+        if looks.ONE_DAY in problem.message:
+            return looks.NOT_AT_IT
         if problem.name in ("UndefinedTable", "DuplicateTable"):
             return looks.TEMPORARY
         if "query_wait_timeout" in problem.message or "PoolTimeout" in problem.kinds:
@@ -113,10 +127,16 @@ class Case:
         return other
 
 
+def _is(problem: Problem | None, kind: str, words: str) -> bool:
+    return problem is not None and kind in problem.kinds and words in problem.message
+
+
 @contextmanager
-def case(trial: Trial, pg: Postgres, schema: str, **code: Callable[..., Any]) -> Iterator[Case]:
+def case(
+    trial: Trial, pg: Postgres, schema: str, also: str = "", undo: str = "", /, **code: Callable[..., Any]
+) -> Iterator[Case]:
     """The learner's application, started behind PgBouncer in transaction mode."""
-    with application(trial, pg, schema, TABLES, **code) as (box, mode):
+    with application(trial, pg, schema, TABLES, also, undo, **code) as (box, mode):
         found = Case(trial, pg, box, mode)
         found.start()
         yield found

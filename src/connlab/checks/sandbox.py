@@ -106,6 +106,10 @@ class Sandbox:
         """The beginning of what the learner's code has printed."""
         return self._output.text()
 
+    def quiet(self) -> None:
+        """Keep nothing of what it prints from now on: the check takes things away that its threads still use."""
+        self._output.quiet()
+
     def do(
         self, within: float, driver: Callable[Concatenate[Learner, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -187,12 +191,15 @@ class Output:
     def __init__(self, stream: IO[bytes], kill: Callable[[], None]) -> None:
         self._stream, self._kill = stream, kill
         self._kept, self._size = bytearray(), 0
+        self._keeps = True
         self.flooded = False
         self._thread = threading.Thread(target=self._read, name="connlab-output", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         while part := os.read(self._stream.fileno(), 1 << 16):
+            if not self._keeps:
+                continue
             self._kept += part[: OUTPUT_READ - len(self._kept)]
             self._size += len(part)
             if self._size > FLOOD_MB << 20 and not self.flooded:
@@ -204,6 +211,10 @@ class Output:
         text = "\n".join(_once(self._kept.decode(errors="replace").strip().splitlines()))
         more = self._size - len(self._kept) + len(text[OUTPUT_KEPT:].encode())
         return f"{text[:OUTPUT_KEPT]}\n… and {more:,} bytes more" if more > 0 else text
+
+    def quiet(self) -> None:
+        """Read on, so that nobody waits at a full pipe, and keep nothing more."""
+        self._keeps = False
 
     def close(self) -> None:
         """After the process has been killed. Somebody who left its session may hold the pipe: let the thread go."""

@@ -75,3 +75,15 @@ def locked(pg: Postgres, table: str) -> Iterator[None]:
         conn.execute(sql.SQL("lock table {} in access exclusive mode").format(sql.Identifier(table)))
         yield
         conn.rollback()
+
+
+@contextmanager
+def held_up(pg: Postgres, table: str, key: str) -> Iterator[None]:
+    """Who inserts a row with that key into the table, whose first column is unique, waits and goes on afterwards.
+
+    It waits in the middle of its statement: at a lock on the table it would wait before anything of it has run.
+    """
+    with psycopg.connect(pg.admin_dsn, application_name="connlab") as conn:
+        conn.execute(sql.SQL("insert into {} values (%s)").format(sql.Identifier(table)), [key])
+        yield
+        conn.rollback()

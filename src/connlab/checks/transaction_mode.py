@@ -7,7 +7,9 @@ goes to the other server connection, and an other client can hold either of them
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, LiteralString
 
@@ -26,6 +28,10 @@ LOCKED_FOR = 2
 """Seconds that a check waits for tables that somebody uses."""
 WAIT = 4
 """Seconds that a client waits for a server connection before PgBouncer turns it away."""
+WATCHERS = 2
+"""Clients that ask all the time: one waits for the server connection while the other has it."""
+ROLE_AS_AT_FIRST = "alter role app reset all; alter role app in database shop reset all;"
+"""What somebody has set for the role would be there in each server connection of the checks that follow."""
 KEEPS_STATEMENTS = (1, 21)
 """The first PgBouncer with ``max_prepared_statements``: https://www.pgbouncer.org/changelog.html."""
 NEW_SERVER = re.compile(r"S-0x\w+: \S+ new connection to server")
@@ -104,6 +110,26 @@ class TransactionMode:
         with self.others() as clients:
             return [_first_cell(client, query) for client in clients]
 
+    @contextmanager
+    def watched(self, query: LiteralString) -> Iterator[set[Any]]:
+        """Clients that have set nothing ask all the time meanwhile; the first cells that they got, after the block.
+
+        While one server connection is held, they wait in line for the other one: whoever ends a transaction there
+        meets one of them before the next transaction of its own.
+        """
+        seen, over = set[Any](), threading.Event()
+        with ExitStack() as stack:
+            clients = [
+                stack.enter_context(psycopg.connect(self.dsn, autocommit=True, prepare_threshold=None))
+                for _ in range(WATCHERS)
+            ]
+            threads = stack.enter_context(ThreadPoolExecutor(WATCHERS))
+            stack.callback(over.set)
+            watching = [threads.submit(_watch, client, query, seen, over) for client in clients]
+            yield seen
+        for each in watching:
+            each.result()
+
     def notify(self, channel: str, payloads: Sequence[str]) -> None:
         """Send notifications, each in a transaction of its own and so from the next server connection."""
         with psycopg.connect(self.dsn, autocommit=True, prepare_threshold=None) as client:
@@ -128,6 +154,16 @@ class TransactionMode:
         return {row["remote_pid"] for row in self._bouncer.rows("SHOW SERVERS")}
 
 
+def _watch(client: psycopg.Connection[Any], query: LiteralString, seen: set[Any], over: threading.Event) -> None:
+    while not over.is_set():
+        try:
+            seen.add(_first_cell(client, query))
+        except Disturbed as problem:
+            if "query_wait_timeout" in problem.measured:
+                raise Starved from problem
+            raise
+
+
 def _first_cell(client: psycopg.Connection[Any], query: LiteralString, *parameters: str) -> Any:
     try:
         return client.execute(query, parameters or None).fetchone()[0]  # type: ignore[index]
@@ -149,31 +185,44 @@ def transaction_mode(pg: Postgres) -> Iterator[TransactionMode]:
 
 @contextmanager
 def application(
-    trial: Trial, pg: Postgres, schema: str, tables: Sequence[str], **code: Callable[..., Any]
+    trial: Trial,
+    pg: Postgres,
+    schema: str,
+    tables: Sequence[str],
+    also: str = "",
+    undo: str = "",
+    /,
+    **code: Callable[..., Any],
 ) -> Iterator[tuple[Sandbox, TransactionMode]]:
     """The learner's functions in a process, such a PgBouncer, and ``tables`` that nobody has used, made by ``schema``.
 
     Both server connections are open. Afterwards the tables are as the notebook made them, or gone where it had none.
+    ``also`` is SQL that the check needs besides, and ``undo`` takes that back. The role has no settings of its own.
     """
+    first = (ROLE_AS_AT_FIRST, undo)
     afterwards = ""
     try:
         with trial.sandbox(pg, **code) as box:
             there = pg.value(f"select to_regclass('{tables[0]}') is not null")
             try:
-                _execute(pg, schema)
+                _execute(pg, *first, schema, also)
             except psycopg.errors.LockNotAvailable as problem:
                 raise InUse(tables) from problem
             afterwards = schema if there else f"drop table if exists {', '.join(tables)}"
             with transaction_mode(pg) as mode:
                 with mode.others():
                     pass
-                yield box, mode
+                try:
+                    yield box, mode
+                finally:
+                    box.quiet()  # the learner's pools will miss this PgBouncer, and say so
     finally:
         with suppress(psycopg.Error, NodeStopped):  # a server that is gone has no tables
-            _execute(pg, afterwards)
+            _execute(pg, *first, afterwards)
 
 
-def _execute(pg: Postgres, statements: str) -> None:
+def _execute(pg: Postgres, *scripts: str) -> None:
     timeout = f"-c lock_timeout={LOCKED_FOR}s"
     with psycopg.connect(pg.admin_dsn, autocommit=True, application_name="connlab", options=timeout) as conn:
-        conn.execute(statements.encode())
+        for script in scripts:
+            conn.execute(script.encode())
