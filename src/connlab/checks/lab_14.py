@@ -1,0 +1,646 @@
+"""The checks of lab 14: a ladder of timeouts in the application, PgBouncer and PostgreSQL, each rung set off for real.
+
+The learner writes ``server_settings(version)``, SQL that an administrator runs; ``pooler_settings()``, a dict of
+settings of PgBouncer; ``start(dsn)`` and ``handle(app, work)``, the service; ``report(app, query)`` and
+``migrate(dsn, statement)``, which need other limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+
+from connlab.checks.answers import Answer
+from connlab.checks.drivers import call, load
+from connlab.checks.errors import Hangs
+from connlab.checks.ladder import (
+    SERVERS,
+    WITHIN,
+    Reads,
+    given_to_pooler,
+    in_force,
+    long_reader,
+    one_column_more,
+    pooler,
+    reading,
+)
+from connlab.checks.probes import (
+    LIMITS,
+    End,
+    Silent,
+    abandons,
+    ended,
+    forgets,
+    many_short,
+    pauses,
+    quickest,
+    row_locked,
+    runs,
+    sleeps,
+    until,
+    waits_for,
+)
+from connlab.checks.requests import (
+    HANGS,
+    REPORT,
+    Work,
+    crowd,
+    exceptional,
+    face_silence,
+    shown,
+    status,
+    tidy,
+    work_of,
+)
+from connlab.checks.sandbox import Pending, Sandbox
+from connlab.checks.trial import Trial, check
+from connlab.pgbouncer import PgBouncer
+from connlab.postgres import Postgres
+
+Function = Callable[..., Any]
+
+# The requirement, in seconds: what each may take at most.
+POOL, QUEUE, LOCK, STATEMENT, PAUSE, TRANSACTION = 0.4, 0.8, 0.3, 0.4, 0.4, 0.8
+CALLER = 1.9
+CONNECT, SERVER_CONNECT, AGAIN = 3.0, 2.0, 1.5
+# What is ordinary, and must not be ended.
+PATIENT, A_STATEMENT, A_TRANSACTION, BACKUP = 0.08, 0.15, 0.4, 0.75
+SLACK = 0.3
+"""Seconds that everything may take longer, for a busy machine."""
+GIVE_UP = HANGS
+"""Seconds after which a check waits no longer for a limit."""
+CONNECTIONS = 8
+"""Of the service's pool."""
+CROWD = 24
+HELD = 0.5
+"""Seconds for which requests hold their connections in the check of the pool."""
+SETTLE = 0.05
+SETTLES = 1.0
+"""Seconds that a pool has to open its connections, or to replace them."""
+SOON = 0.25
+"""Seconds that requests go on which a limit of a tenth of a second ends."""
+IN_THE_WAY = 0.6
+"""Seconds of the long transaction that is in the way of the migration."""
+MOST_STOOD = 0.6
+MARGIN = f"{SLACK:g} s more are the machine's"
+
+READ = "Read the error, from its end."
+NOT_SET = (
+    "Nothing limits it, or the limit is longer than that. What `set` says ends with the session that has run your SQL. "
+    "`alter role … set` and `alter database … set` hold for sessions that begin later: "
+    "https://www.postgresql.org/docs/current/sql-alterrole.html"
+)
+LATE = (
+    "It was ended, later than the requirement allows. A number without a unit is milliseconds here: "
+    "https://www.postgresql.org/docs/current/config-setting.html"
+)
+TIGHT = (
+    "That is ordinary work, which the requirement lets through. Which of your limits has this SQLSTATE, and in which "
+    "unit does it stand? A number without a unit is milliseconds."
+)
+OTHER = (
+    "Another limit was faster. Two that watch the same thing go off in the order of their lengths: the narrower one "
+    "must be the shorter one, or it never does."
+)
+OPTIONS = (
+    "PgBouncer refuses your connections: `unsupported startup parameter`, says its log. `options` of a connection to "
+    "PgBouncer would have to hold on whichever server connection it gets. What must hold for the role belongs into "
+    "`server_settings`."
+)
+LEAKS = (
+    "PgBouncer gives a server connection to the next client as it is: what `set` has changed there holds for whoever "
+    "comes next, and is missing on all other server connections. What holds for every session belongs to the role "
+    "(task 1); what holds for one transaction is `set local`, inside it."
+)
+MAPPING = (
+    "Look at the classes in https://www.psycopg.org/psycopg3/docs/api/errors.html#sqlstate-exceptions: the first "
+    "`except` that fits is taken, `QueryCanceled` and `LockNotAvailable` are kinds of `OperationalError`, and the two "
+    "that end a transaction by ending its session are kinds of `InternalError`."
+)
+WAITS = (
+    "Nobody answers, so nobody may wait for it: neither `start` (a service that cannot start without its database does "
+    "not come back by itself) nor a request that finds no connection."
+)
+CONVOY = (
+    "A statement that waits for a strong lock stands in a queue, and everybody who comes after it stands behind it. So "
+    "it must not wait for long: give up, let the others through, and try again."
+)
+FORM = "`handle` returns a pair: a status as a whole number, and with 200 what `work` has returned."
+BUSY = "These requests are ordinary: eight connections do them easily. Which of your limits is too short for that?"
+STATUSES = {
+    "slow": ("a request that is ended by `statement_timeout` (57014)", 504),
+    "idle": ("a request that is ended by `idle_in_transaction_session_timeout` (25P03)", 504),
+    "long": ("a request that is ended by `transaction_timeout` (25P04)", 504),
+    "locked": ("a request that is ended by `lock_timeout` (55P03)", 503),
+    "lost": ("a request whose connection is lost (57P01)", 503),
+}
+
+
+# --- the checks ---------------------------------------------------------------------------------------------
+
+
+@check("PostgreSQL's rungs: statement, lock, pause, transaction")
+def server_rungs(trial: Trial, server_settings: Function, pg: Postgres) -> None:
+    """Write `server_settings`: SQL that limits the role `app`, whoever connects with it, and nobody else."""
+    with trial.sandbox(pg, server_settings=server_settings) as box, in_force(trial, box, pg):
+        with pooler(pg, trial, size=12) as bouncer, row_locked(pg, 1), ThreadPoolExecutor(16) as threads:
+            begin, dsn = threads.submit, bouncer.dsn
+            slow = [begin(sleeps, dsn, GIVE_UP) for _ in range(2)]
+            lock = [begin(waits_for, dsn, 1) for _ in range(2)]
+            forgotten = [begin(forgets, pg, dsn, row, GIVE_UP) for row in (2, 3)]
+            long = [begin(many_short, dsn, GIVE_UP) for _ in range(2)]
+            abandoned = begin(abandons, pg, dsn, GIVE_UP)
+            good = begin(_ordinary, pg, dsn)
+            backup = begin(sleeps, pg.admin_dsn, BACKUP)
+        _ended_by(trial, "a statement without end", quickest([each.result() for each in slow]), "57014", STATEMENT)
+        _ended_by(trial, "a statement that waits for a lock", quickest([each.result() for each in lock]), "55P03", LOCK)
+        _expect_forgotten(trial, [each.result() for each in forgotten])
+        _expect_long(trial, pg, quickest([each.result() for each in long]))
+        _expect_abandoned(trial, abandoned.result())
+        for what, end in good.result().items():
+            trial.expect(f"{what} goes through", f"{end}" if end.name else "it did", not end.name, TIGHT)
+        trial.expect(
+            f"a backup by the role postgres, a statement of {BACKUP:g} s, goes through",
+            f"{backup.result()}" if backup.result().name else "it did",
+            not backup.result().name,
+            "The limits are the service's, and its role is `app`. What stands in the configuration or at the database "
+            "holds for everybody who connects.",
+        )
+
+
+@check("The application's rungs: the pool, and the right answer")
+def answers(trial: Trial, start: Function, handle: Function, pg: Postgres) -> None:
+    """Write `start` and `handle`: no request waits long for a connection, and each gets the answer that fits."""
+    with trial.sandbox(pg, start=start, handle=handle) as box, pooler(pg, trial, size=10) as bouncer:
+        _start(trial, box, bouncer)
+        _all_well(trial, bouncer, _handled_at_last(box, [Work("reads", row=7)] * CONNECTIONS), "ordinary requests")
+        _expect_transactions(trial, box, pg)
+        _expect_statuses(trial, box, pg)
+        _expect_refused(trial, box)
+        _all_well(trial, bouncer, _handled_at_last(box, [Work("reads", row=7)] * CONNECTIONS), "requests afterwards")
+        _expect_nothing_left(trial, bouncer)
+
+
+@check("PgBouncer's rungs: its queue, and silence")
+def pooler_rungs(trial: Trial, pooler_settings: Function, start: Function, handle: Function, pg: Postgres) -> None:
+    """Write `pooler_settings`, and have `start` and `handle` stand a pooler that says nothing."""
+    with trial.sandbox(pg, pooler_settings=pooler_settings, start=start, handle=handle) as box, Silent() as silent:
+        settings = given_to_pooler(trial, box)
+        facing = box.begin(face_silence, silent.dsn)
+        with pooler(pg, trial, settings) as bouncer:
+            _expect_queue(trial, pg, bouncer)
+            _expect_silence(trial, pg, bouncer)
+        _expect_faced(trial, box, facing, silent)
+
+
+@check("Two exceptions: the report and the migration")
+def exceptions(
+    trial: Trial, server_settings: Function, start: Function, report: Function, migrate: Function, pg: Postgres
+) -> None:
+    """Write `report` and `migrate`: other limits for one transaction, and nobody else suffers from it."""
+    codes = {"server_settings": server_settings, "start": start, "report": report, "migrate": migrate}
+    with (
+        trial.sandbox(pg, **codes) as box,
+        in_force(trial, box, pg),
+        pooler(pg, trial, size=1) as narrow,
+        pooler(pg, trial) as other,
+    ):
+        _start(trial, box, narrow)
+        _start(trial, box, other, keep="other")
+        with one_column_more(pg) as there:
+            with reading(pg, IN_THE_WAY) as reads, long_reader(pg, IN_THE_WAY):
+                good, following, endless, done = box.do(WITHIN, exceptional, pg.dsn, narrow.dsn)
+            is_there = there()
+    _expect_report(trial, good, following, endless)
+    _expect_migration(trial, reads, done, is_there)
+
+
+@check("The whole ladder")
+def whole_ladder(
+    trial: Trial,
+    server_settings: Function,
+    pooler_settings: Function,
+    start: Function,
+    handle: Function,
+    pg: Postgres,
+) -> None:
+    """Have all rungs of tasks 1 to 3 fit together: the sum of what one request can meet is what its caller waits."""
+    codes = {
+        "server_settings": server_settings,
+        "pooler_settings": pooler_settings,
+        "start": start,
+        "handle": handle,
+    }
+    with (
+        trial.sandbox(pg, **codes) as box,
+        in_force(trial, box, pg),
+        pooler(pg, trial, given_to_pooler(trial, box)) as bouncer,
+    ):
+        _start(trial, box, bouncer)
+        _all_well(trial, bouncer, _handled_at_last(box, [Work("sleeps", 0.03)] * 16), "16 ordinary requests at once")
+        with psycopg.connect(bouncer.dsn, autocommit=True) as other:
+            pending = box.begin(load, "handle", [(work,) for work in _stuck(pg)], CROWD, on="app")
+            time.sleep(0.15)
+            queue = runs(other, "select 1")
+        waits = _expect_rungs(trial, pg, pending.result(WITHIN), queue)
+        trial.expect(
+            f"a request that meets them one after the other has its answer within {CALLER:g} s",
+            f"{' + '.join(f'{seconds:.2f}' for seconds in waits)} = {sum(waits):.2f} s",
+            sum(waits) <= CALLER,
+            "Each is within its own limit, and their sum is not: a caller may wait for a connection, then in "
+            "PgBouncer's queue, then for the transaction. Which of them can do with less?",
+        )
+        left = until(lambda: not _busy(trial), 2 * SLACK)
+        trial.expect(
+            "nothing of them runs on the server afterwards, and no transaction is open",
+            "nothing does" if left else f"sessions that are {', '.join(_busy(trial))}",
+            left,
+            "Whatever gives the caller his answer must also end the work: what in PostgreSQL would?",
+        )
+        _all_well(trial, bouncer, _handled_at_last(box, [Work("sleeps", 0.03)] * 16), "16 ordinary requests afterwards")
+
+
+# --- PostgreSQL's rungs -------------------------------------------------------------------------------------
+
+
+def _ended_by(trial: Trial, what: str, end: End, sqlstate: str, within: float, not_set: str = NOT_SET) -> None:
+    in_time = end.seconds <= within + SLACK
+    trial.expect(
+        f"{what} is ended with SQLSTATE {sqlstate} after at most {within:g} s",
+        f"{end}",
+        end.sqlstate == sqlstate and in_time,
+        not_set if not end.name else LATE if end.sqlstate == sqlstate else OTHER,
+    )
+
+
+def _expect_forgotten(trial: Trial, found: list[tuple[End, float]]) -> None:
+    end, seconds = min(found, key=lambda each: each[1])
+    trial.expect(
+        f"a forgotten transaction is ended with SQLSTATE 25P03, and its lock is free after at most {PAUSE:g} s",
+        f"{f'free after {seconds:.2f} s' if seconds < GIVE_UP else f'not free after {GIVE_UP:g} s'}; "
+        f"{f'its client got `{end.name}`, SQLSTATE {end.sqlstate}' if end.name else 'its client got no error'}",
+        end.sqlstate == "25P03" and seconds <= PAUSE + SLACK,
+        NOT_SET if not end.name else LATE if end.sqlstate == "25P03" else OTHER,
+    )
+
+
+def _expect_long(trial: Trial, pg: Postgres, end: End) -> None:
+    if pg.version >= (17,):
+        _ended_by(trial, "a transaction of many short statements", end, "25P04", TRANSACTION)
+        return
+    trial.expect(
+        "(not counted) a transaction of many short statements is ended",
+        f"{_lacks(pg)}; {end}",
+        True,
+        "-",
+    )
+
+
+def _lacks(pg: Postgres) -> str:
+    return f"PostgreSQL {pg.version} has no `transaction_timeout`, which came with 17"
+
+
+def _expect_abandoned(trial: Trial, seconds: float) -> None:
+    trial.expect(
+        f"a query whose client has gone away runs on for at most {STATEMENT:g} s",
+        f"{seconds:.2f} s" if seconds < GIVE_UP else f"still running after {GIVE_UP:g} s",
+        seconds <= STATEMENT + SLACK,
+        "The server does not notice that nobody waits any more. Which limit ends the statement all the same?",
+    )
+
+
+def _ordinary(pg: Postgres, dsn: str) -> dict[str, End]:
+    """Work that no limit may end, and how it ended."""
+    with ThreadPoolExecutor(1) as thread:
+        with row_locked(pg, 4):
+            waiting = thread.submit(waits_for, dsn, 4)
+            time.sleep(PATIENT)
+        return {
+            f"a statement that waits {PATIENT:g} s for a lock": waiting.result(),
+            f"a statement of {A_STATEMENT:g} s": sleeps(dsn, A_STATEMENT),
+            f"a pause of {PATIENT:g} s in a transaction": pauses(dsn, PATIENT),
+            f"a transaction of {A_TRANSACTION:g} s": many_short(dsn, A_TRANSACTION, A_TRANSACTION / 5),
+        }
+
+
+# --- the application's rungs --------------------------------------------------------------------------------
+
+
+def _start(trial: Trial, box: Sandbox, bouncer: PgBouncer, keep: str = "app") -> None:
+    """Start the service; its pool has a moment to open its connections."""
+    begun = box.do(WITHIN, call, "start", bouncer.dsn, keep=keep)
+    if begun.problem:
+        trial.expect("`start(dsn)` returns", str(begun.problem), False, _refused(bouncer) or READ)
+    until(lambda: len(bouncer.rows("SHOW CLIENTS")) > CONNECTIONS, SETTLES)
+
+
+def _handled(box: Sandbox, works: Sequence[Work]) -> list[Answer]:
+    return box.do(WITHIN, load, "handle", [(work,) for work in works], len(works), on="app")
+
+
+def _handled_at_last(box: Sandbox, works: Sequence[Work]) -> list[Answer]:
+    """As ``_handled``, again until all are well: a pool replaces connections in the background."""
+    found: list[Answer] = []
+
+    def well() -> bool:
+        found[:] = _handled(box, works)
+        return all(status(answer) == 200 for answer in found)
+
+    until(well, SETTLES)
+    return found
+
+
+def _refused(bouncer: PgBouncer) -> str:
+    return OPTIONS if "unsupported startup parameter" in bouncer.log() else ""
+
+
+def _all_well(trial: Trial, bouncer: PgBouncer, found: list[Answer], what: str) -> None:
+    other = next((answer for answer in found if status(answer) != 200), None)
+    trial.expect(
+        f"{what}: (200, what `work` has returned)",
+        shown(other) if other else "all of them",
+        other is None,
+        _refused(bouncer) or (READ if other and other.problem else FORM if other and status(other) is None else BUSY),
+    )
+    wanted = {"reads": 10, "sleeps": None}
+    odd = next((answer for answer in found if answer.value[1] != wanted[work_of(answer).kind]), None)
+    if odd is not None:
+        trial.expect("in the answer, what `work` has returned", shown(odd), False, FORM)
+
+
+def _expect_transactions(trial: Trial, box: Sandbox, pg: Postgres) -> None:
+    query = "select array_agg(balance order by id) from accounts where id in (9, 10)"
+    before = pg.value(query)
+    written, halved = _handled(box, [Work("writes", row=9), Work("halves", row=10)])
+    kept, undone = (now - then for now, then in zip(pg.value(query), before, strict=True))
+    trial.expect(
+        "a request that adds 1 to an account is answered with 200, and the 1 is there",
+        f"{shown(written)}; {kept} was added",
+        status(written) == 200 and kept == 1,
+        "Each request is one transaction: committed when `work` returns.",
+    )
+    trial.expect(
+        "one that adds 1 and then has a mistake in its SQL raises `UndefinedColumn`, and nothing is added",
+        f"{shown(halved)}; {undone} was added",
+        halved.problem is not None and "UndefinedColumn" in halved.problem.kinds and undone == 0,
+        "Each request is one transaction: rolled back when `work` raises. And a mistake of the program's is no trouble "
+        "of the database's: let it through.",
+    )
+
+
+def _expect_statuses(trial: Trial, box: Sandbox, pg: Postgres) -> None:
+    wanted = {name: each for name, each in STATUSES.items() if name != "long" or pg.version >= (17,)}
+    with row_locked(pg, 5):
+        found = _handled(box, [Work(name, SOON, row=5) for name in wanted])
+    for answer in found:
+        what, code = wanted[work_of(answer).kind]
+        trial.expect(f"{what}: {code}", f"{shown(answer)}", status(answer) == code, MAPPING)
+
+
+def _expect_refused(trial: Trial, box: Sandbox) -> None:
+    first, later = box.do(WITHIN, crowd, CONNECTIONS, PATIENT, HELD)
+    lacking = [answer for answer in first if status(answer) != 200]
+    trial.expect(
+        f"{CONNECTIONS} requests work at the same time",
+        f"{len(first) - len(lacking)} did" + (f"; one got {shown(lacking[0])}" if lacking else ""),
+        not lacking,
+        f"The service has {CONNECTIONS} connections (`min_size`, `max_size`).",
+    )
+    served = sum(status(answer) == 200 for answer in later)
+    trial.expect(
+        f"of {CONNECTIONS} that come now, one gets the connection that comes back after {PATIENT:g} s",
+        f"{served} {'was' if served == 1 else 'were'} served"
+        + ("" if served else f"; the first got {shown(later[0])}"),
+        served >= 1,
+        "All were turned away before. A queue that nobody may stand in is no queue: how long does the pool let a "
+        "request wait?",
+    )
+    refused = sorted((answer for answer in later if status(answer) != 200), key=lambda answer: answer.seconds)
+    what = shown(refused[0]) if refused else f"none was turned away, the last was served after {_slowest(later):.2f} s"
+    trial.expect(
+        f"the others get 503, after at most {POOL:g} s ({MARGIN})",
+        what,
+        len(refused) >= CONNECTIONS // 2
+        and all(status(answer) == 503 for answer in refused)
+        and refused[0].seconds <= POOL + SLACK,
+        f"A request that finds all {CONNECTIONS} connections lent waits in the pool. Which limit does the pool have "
+        "for that, how long is it without one, and which exception ends it? "
+        "https://www.psycopg.org/psycopg3/docs/api/pool.html",
+    )
+
+
+def _slowest(found: Sequence[Answer]) -> float:
+    return max(answer.seconds for answer in found)
+
+
+def _expect_nothing_left(trial: Trial, bouncer: PgBouncer) -> None:
+    """What ``set`` has left on the server connections, seen by other clients who get each of them."""
+    query = "select name || ' = ' || setting || coalesce(unit, '') from pg_settings"
+    found = []
+    with contextlib.ExitStack() as clients:
+        for _ in range(CONNECTIONS):
+            client = clients.enter_context(psycopg.connect(bouncer.dsn))
+            found += client.execute(f"{query} where source = 'session' and name = any(%s)", [list(LIMITS)]).fetchall()
+    trial.expect(
+        "another client of PgBouncer's finds no limit that somebody has set",
+        f"`{found[0][0]}`, on {len(found)} of {CONNECTIONS} server connections" if found else "none",
+        not found,
+        LEAKS,
+    )
+
+
+# --- PgBouncer's rungs, and silence -------------------------------------------------------------------------
+
+
+def _expect_queue(trial: Trial, pg: Postgres, bouncer: PgBouncer) -> None:
+    with contextlib.ExitStack() as clients, ThreadPoolExecutor(16) as threads:
+        holders, (patient, *others) = (
+            [clients.enter_context(psycopg.connect(bouncer.dsn, autocommit=True)) for _ in range(number)]
+            for number in (SERVERS, 3)
+        )
+        _hold(threads, holders, PATIENT + SETTLE)
+        good = runs(patient, "select 1")
+        trial.expect(
+            f"a query that waits {PATIENT:g} s for a server connection goes through",
+            f"{good}" if good.name else f"it did, after {good.seconds:.2f} s",
+            not good.name,
+            "That is an ordinary queue. Which of your settings ends it, and in which unit does it stand?",
+        )
+        _hold(threads, holders, GIVE_UP)
+        waiting = [threads.submit(runs, conn, "select 1") for conn in others]
+        end = quickest([each.result() for each in waiting])
+        pg.rows("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app' and state = 'active'")
+    trial.expect(
+        f"a query that finds all {SERVERS} server connections taken is ended by PgBouncer (SQLSTATE 08P01) after at "
+        f"most {QUEUE:g} s",
+        f"{end}",
+        end.sqlstate == "08P01" and end.seconds <= QUEUE + SLACK,
+        "PgBouncer lets queries wait for 120 s unless it is told otherwise: https://www.pgbouncer.org/config.html. It "
+        "looks at its queue every third of a second, so a limit may be exceeded by as much.",
+    )
+
+
+def _hold(threads: ThreadPoolExecutor, holders: Sequence[psycopg.Connection[Any]], seconds: float) -> None:
+    """Take all server connections, one for each holder."""
+    for conn in holders:
+        threads.submit(runs, conn, "select pg_sleep(%s)", seconds)
+    time.sleep(SETTLE)
+
+
+def _expect_silence(trial: Trial, pg: Postgres, bouncer: PgBouncer) -> None:
+    """PostgreSQL is frozen: connections to it open, and nobody answers."""
+    with psycopg.connect(bouncer.dsn, autocommit=True) as conn:
+        conn.execute("select 1")
+        bouncer.rows("RECONNECT")
+        mark = bouncer.mark()
+        pg.freeze()
+        try:
+            began = time.perf_counter()
+            runs(conn, "select 1")
+            given_up = until(lambda: "closing because: connect timeout" in bouncer.log(mark), SERVER_CONNECT + SLACK)
+            seconds = time.perf_counter() - began
+        finally:
+            pg.thaw()
+    trial.expect(
+        f"PostgreSQL is silent: PgBouncer gives up a connection to it after at most {SERVER_CONNECT:g} s",
+        f"{'given up' if given_up else 'not given up'} after {seconds:.2f} s",
+        given_up,
+        "Until then it waits for this one connection and opens no other. Which setting limits opening a connection to "
+        "the server, and what is its default?",
+    )
+    began = time.perf_counter()
+    back = until(lambda: not ended(lambda: _ask(bouncer)).name, AGAIN + SLACK)
+    trial.expect(
+        f"PostgreSQL is back: a query goes through again after at most {AGAIN:g} s ({MARGIN})",
+        f"{'after' if back else 'none within'} {time.perf_counter() - began:.2f} s",
+        back,
+        "After an attempt that failed, PgBouncer lets a while pass before it tries again, and all clients wait "
+        "meanwhile. Which setting is that, and what is its default?",
+    )
+
+
+def _ask(bouncer: PgBouncer) -> None:
+    with psycopg.connect(bouncer.dsn, autocommit=True) as conn:
+        conn.execute("select 1")
+
+
+def _expect_faced(trial: Trial, box: Sandbox, facing: Pending[tuple[Answer, Answer | None]], silent: Silent) -> None:
+    what = "the pooler is silent: `start` returns, and a request gets 503"
+    try:
+        begun, answer = facing.result(GIVE_UP)
+    except Hangs as hang:
+        trial.expect(what, f"{hang}", False, WAITS)
+    trial.expect(
+        f"{what}, after at most {POOL:g} s ({MARGIN})",
+        shown(answer) if answer else f"`start`: {shown(begun)}",
+        answer is not None and status(answer) == 503 and answer.seconds <= POOL + SLACK,
+        MAPPING if answer and answer.problem else WAITS,
+    )
+    gone = until(lambda: bool(silent.left or box.do(WITHIN, tidy) or silent.left), CONNECT + SLACK)
+    trial.expect(
+        f"an attempt to connect to it is given up after at most {CONNECT:g} s",
+        f"after {min(silent.left):.2f} s" if gone else f"{silent.came} attempts, none given up",
+        gone and min(silent.left) <= CONNECT + SLACK,
+        "The caller has his answer; the pool goes on trying behind his back, and each attempt may take minutes. Which "
+        "parameter of a connection limits that? "
+        "https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS",
+    )
+
+
+# --- the exceptions -----------------------------------------------------------------------------------------
+
+
+def _expect_report(trial: Trial, good: Answer, following: End, endless: Answer) -> None:
+    trial.expect(
+        f"a report of {REPORT:g} s, with its result",
+        shown(good),
+        isinstance(good.value, tuple) and good.value == (1000, 1000),
+        "The limit of the role holds for the report too. Inside one transaction `set local` gives it another: "
+        "https://www.postgresql.org/docs/current/sql-set.html. Return the row as `fetchone()` gives it.",
+    )
+    what = "a statement of another client, on the same server connection after it,"
+    _ended_by(trial, what, following, "57014", STATEMENT, LEAKS)
+    trial.expect(
+        f"a report that hangs ends, after at most {TRANSACTION:g} s ({MARGIN})",
+        shown(endless),
+        endless.problem is not None and endless.seconds <= TRANSACTION + SLACK,
+        "Longer is not without end: 0 switches a limit off. Give the report what it needs, and some room.",
+    )
+
+
+def _expect_migration(trial: Trial, reads: Reads, done: Answer, is_there: bool) -> None:
+    trial.expect(
+        f"{len(reads.ends)} requests that read the table while `migrate` runs, and none fails",
+        f"{len(reads.failed)} failed, the first with {reads.failed[0]}" if reads.failed else "none did",
+        not reads.failed,
+        CONVOY,
+    )
+    trial.expect(
+        f"the column is there, though a transaction of {IN_THE_WAY:g} s was in the way",
+        "it is" if is_there else f"it is not; `migrate` ended with {done.problem or repr(done.value)}",
+        is_there,
+        "Who gives up quickly must come again: who tries the statement once more, and for how long?",
+    )
+    trial.expect("`migrate` returns", str(done.problem) if done.problem else "it did", done.problem is None, READ)
+    trial.expect(
+        f"requests stand still for less than {MOST_STOOD:.0%} of that time",
+        f"{reads.stood:.0%}",
+        reads.stood < MOST_STOOD,
+        "Each attempt holds up all who come after it, for as long as it waits. How long does one attempt wait, and how "
+        "long do requests have to themselves before the next?",
+    )
+
+
+# --- the whole ladder ---------------------------------------------------------------------------------------
+
+
+def _stuck(pg: Postgres) -> list[Work]:
+    seconds = HANGS if pg.version >= (17,) else TRANSACTION  # no limit ends it before 17: it ends by itself
+    return [Work("stuck", seconds) for _ in range(CROWD)]
+
+
+def _expect_rungs(trial: Trial, pg: Postgres, found: list[Answer], queue: End) -> list[float]:
+    """Of requests that are all stuck, some wait in the pool, some in PgBouncer's queue, some run in PostgreSQL."""
+    ends = (503, 504) if pg.version >= (17,) else (200, 503, 504)
+    odd = next((answer for answer in found if status(answer) not in ends), None)
+    trial.expect(
+        f"{CROWD} requests at once that are all stuck: each gets {' or '.join(map(str, ends))}",
+        shown(odd) if odd else f"each did, the last after {_slowest(found):.2f} s",
+        odd is None,
+        "Somebody went through, or the error was of another kind: which rung should have ended it? Tasks 1 to 3 look "
+        "at each alone.",
+    )
+    in_pool = _fewest([answer for answer in found if not work_of(answer).called])
+    waits = [
+        _expect_rung(trial, "in the pool", in_pool, POOL),
+        _expect_rung(trial, "in PgBouncer's queue", queue.seconds if queue.sqlstate == "08P01" else None, QUEUE),
+    ]
+    if pg.version >= (17,):
+        in_server = _fewest([answer for answer in found if "25P04" in work_of(answer).error])
+        return [*waits, _expect_rung(trial, "in PostgreSQL (SQLSTATE 25P04)", in_server, TRANSACTION)]
+    trial.expect("(not counted) some of them are ended in PostgreSQL", _lacks(pg), True, "-")
+    return waits
+
+
+def _expect_rung(trial: Trial, place: str, seconds: float | None, within: float) -> float:
+    trial.expect(
+        f"some of them are ended {place}, after at most {within:g} s",
+        "none was" if seconds is None else f"after {seconds:.2f} s",
+        seconds is not None and seconds <= within + SLACK,
+        "Tasks 1 to 3 look at each rung alone: is each check there passed?",
+    )
+    assert seconds is not None
+    return seconds
+
+
+def _fewest(found: Sequence[Answer]) -> float | None:
+    return min((answer.seconds for answer in found), default=None)
+
+
+def _busy(trial: Trial) -> list[str]:
+    return [str(row["state"]) for row in trial.sessions.now() if row["state"] != "idle"]
