@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from connlab.checks.drivers import call
-from connlab.checks.probes import End, ended, unlimited
+from connlab.checks.probes import End, ended, known_limits, runs, unlimited
 from connlab.checks.requests import COLUMN
 from connlab.checks.sandbox import Sandbox
 from connlab.checks.trial import Trial
@@ -24,8 +24,7 @@ from connlab.postgres import Postgres
 WITHIN = 8.0
 SERVERS = 4
 """Server connections of PgBouncer's pool."""
-STANDS = 0.025
-"""Seconds from which a read has waited for somebody."""
+PERIOD = 0.01
 AS_IT_WAS = (
     "alter role all reset all; alter role app reset all; alter role postgres reset all; "
     "alter role app in database shop reset all; alter role postgres in database shop reset all; "
@@ -133,7 +132,8 @@ class Reads:
     """What requests have seen that read a table all the time."""
 
     ends: list[End] = field(default_factory=list)
-    seconds: float = 0.0
+    locked: list[bool] = field(default_factory=list)
+    """At moments one after the other: whether the server had one waiting for a lock."""
 
     @property
     def failed(self) -> list[End]:
@@ -142,29 +142,31 @@ class Reads:
 
     @property
     def stood(self) -> float:
-        """The part of the time in which a request waited for somebody."""
-        return sum(end.seconds for end in self.ends if end.seconds > STANDS) / self.seconds
+        """The part of the time in which a request waited for a lock."""
+        return sum(self.locked) / max(len(self.locked), 1)
 
 
 @contextlib.contextmanager
 def reading(pg: Postgres, seconds: float) -> Iterator[Reads]:
     """Requests of the service read orders, one after the other, for so long; complete when the block is left."""
-    reads = Reads()
+    reads, deadline = Reads(), time.monotonic() + seconds
 
     def read(conn: psycopg.Connection[Any]) -> None:
-        began = time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            reads.ends.append(ended(lambda: conn.execute("select count(*) from orders where user_id = 7")))
-            time.sleep(0.02)
-        reads.seconds = time.perf_counter() - began
+        while time.monotonic() < deadline:
+            reads.ends.append(runs(conn, "select count(*) from orders where user_id = 7"))
+            time.sleep(PERIOD)
 
-    with psycopg.connect(pg.dsn, autocommit=True) as conn:
-        thread = threading.Thread(target=read, args=[conn])
-        thread.start()
-        try:
-            yield reads
-        finally:
-            thread.join()
+    def look(conn: psycopg.Connection[Any], pid: int) -> None:
+        query = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
+        while time.monotonic() < deadline:
+            row = conn.execute(query, [pid]).fetchone()
+            reads.locked.append(bool(row and row[0]))
+            time.sleep(PERIOD)
+
+    with psycopg.connect(pg.dsn, autocommit=True) as conn, unlimited(pg) as other, ThreadPoolExecutor(2) as threads:
+        threads.submit(read, conn)
+        threads.submit(look, other, conn.info.backend_pid)
+        yield reads
 
 
 @contextlib.contextmanager
@@ -176,3 +178,28 @@ def one_column_more(pg: Postgres) -> Iterator[Callable[[], bool]]:
     finally:
         with unlimited(pg) as conn:
             conn.execute(f"alter table orders drop column if exists {COLUMN}")
+
+
+def queued(pg: Postgres, bouncer: PgBouncer, give_up: float) -> End:
+    """How a query ends that finds the only server connection taken, by somebody whom no limit of the role ends."""
+    with (
+        ThreadPoolExecutor(1) as thread,
+        psycopg.connect(bouncer.dsn, autocommit=True) as client,
+        psycopg.connect(bouncer.dsn) as holder,
+    ):
+        for name in known_limits(pg):
+            holder.execute(sql.SQL("set local {} = 0").format(sql.Identifier(name)))
+        waiting = thread.submit(runs, client, "select 1")
+        wait([waiting], give_up)
+        holder.rollback()
+        return waiting.result()
+
+
+@contextlib.contextmanager
+def held(holders: Sequence[psycopg.Connection[Any]]) -> Iterator[None]:
+    """Each of them is in a transaction, so each has a server connection."""
+    for conn in holders:
+        conn.execute("begin")
+    yield
+    for conn in holders:
+        conn.execute("rollback")

@@ -6,6 +6,7 @@ It is imported in the learner's process, so it imports little.
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -15,10 +16,11 @@ from psycopg import sql
 
 from connlab.checks.answers import Answer
 from connlab.checks.drivers import Learner
-from connlab.checks.probes import End, sleeps
+from connlab.checks.probes import End, sleeps, until
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+LONG = 5.0
 REPORT, HANGS = 0.45, 2.0
 """Seconds of a report, and of a statement that no limit would end."""
 COLUMN = "note_of_lab_14"
@@ -36,10 +38,13 @@ class Work:
     into a limit of their own, ``lost`` ends its server process, ``wrong`` is refused.
     """
 
-    def __init__(self, kind: str, seconds: float = 0.0, row: int = 0) -> None:
-        self.kind, self.seconds, self.row = kind, seconds, row
+    def __init__(self, kind: str, seconds: float = 0.0, row: int = 0, over: threading.Event | None = None) -> None:
+        self.kind, self.seconds, self.row, self.over = kind, seconds, row, over
         self.called = False
         self.error = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "over": None}  # an event stays in its process
 
     def __call__(self, conn: Connection) -> Any:
         """Do it; what it returns is what ``handle`` has to return with 200."""
@@ -67,7 +72,7 @@ class Work:
 
     def _holds(self, conn: Connection) -> None:
         conn.execute("select 1")
-        time.sleep(self.seconds)
+        (self.over or threading.Event()).wait(self.seconds)
 
     def _sleeps(self, conn: Connection) -> None:
         conn.execute("select pg_sleep(%s)", [self.seconds])
@@ -126,17 +131,24 @@ def shown(answer: Answer) -> str:
 # --- drivers ------------------------------------------------------------------------------------------------
 
 
-def crowd(learner: Learner, number: int, patient: float, held: float) -> tuple[list[Answer], list[Answer]]:
-    """So many requests hold a connection each, one of them only for ``patient`` seconds; then as many again come."""
+def crowd(learner: Learner, number: int, patient: float, given: float) -> tuple[list[Answer], list[Answer]]:
+    """So many requests hold a connection each, one of them only for ``patient`` seconds; then as many again come.
+
+    These get ``given`` seconds to be served or turned away, all but one.
+    """
+    over = threading.Event()
     with ThreadPoolExecutor(2 * number) as threads:
 
-        def begin(seconds: float) -> Future[Answer]:
-            return threads.submit(learner.call, "handle", Work("holds", seconds), on="app")
+        def begin(seconds: float) -> tuple[Work, Future[Answer]]:
+            work = Work("holds", seconds, over=over)
+            return work, threads.submit(learner.call, "handle", work, on="app")
 
-        first = [begin(seconds) for seconds in [patient, *[held] * (number - 1)]]
-        time.sleep(patient / 2)
-        later = [begin(held) for _ in range(number)]
-        return [each.result() for each in first], [each.result() for each in later]
+        first = [begin(seconds) for seconds in [patient, *[LONG] * (number - 1)]]
+        until(lambda: all(work.called or future.done() for work, future in first), given)
+        later = [begin(LONG) for _ in range(number)]
+        until(lambda: sum(future.done() for _, future in later) >= number - 1, given)
+        over.set()
+        return [future.result() for _, future in first], [future.result() for _, future in later]
 
 
 def face_silence(learner: Learner, dsn: str) -> tuple[Answer, Answer | None]:
