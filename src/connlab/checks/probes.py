@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 PERIOD = 0.01
-SHORT = 0.03
+SHORT = 0.1
 """Seconds of one of the many short statements of a long transaction."""
 LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 
@@ -60,9 +60,12 @@ def runs(conn: Connection, query: LiteralString, *parameters: Any) -> End:
     return ended(lambda: conn.execute(query, parameters))
 
 
-def quickest(ends: list[End]) -> End:
-    """That of several alike which the machine has disturbed least."""
-    return min(ends, key=lambda end: end.seconds)
+def best(ends: list[End], sqlstate: str) -> End:
+    """That of several alike which the machine has disturbed least, of those with that SQLSTATE if there are any.
+
+    Who is just sending when the server ends the session may see a closed connection, and no SQLSTATE.
+    """
+    return min(ends, key=lambda end: (end.sqlstate != sqlstate, end.seconds))
 
 
 def known_limits(pg: Postgres) -> tuple[str, ...]:
@@ -76,6 +79,17 @@ def unlimited(pg: Postgres) -> Connection:
     return psycopg.connect(pg.admin_dsn, options=options, application_name="connlab", autocommit=True)
 
 
+def left_behind(dsn: str, number: int) -> list[str]:
+    """The limits that somebody has set, as so many clients of PgBouncer's find them, each on a server connection."""
+    query = "select name || ' = ' || setting || coalesce(unit, '') from pg_settings where source = 'session'"
+    found: list[str] = []
+    with contextlib.ExitStack() as clients:
+        for _ in range(number):
+            client = clients.enter_context(psycopg.connect(dsn))
+            found += [str(row[0]) for row in client.execute(query + " and name = any(%s)", [list(LIMITS)])]
+    return found
+
+
 # --- faults -------------------------------------------------------------------------------------------------
 
 
@@ -85,9 +99,10 @@ def sleeps(dsn: str, seconds: float) -> End:
         return runs(conn, "select pg_sleep(%s)", seconds)
 
 
-def waits_for(dsn: str, row: int) -> End:
-    """One statement that needs the row of accounts."""
+def waits_for(dsn: str, row: int, begun: threading.Event | None = None) -> End:
+    """One statement that needs the row of accounts; ``begun`` tells when it is sent."""
     with psycopg.connect(dsn, autocommit=True) as conn:
+        (begun or threading.Event()).set()
         return runs(conn, "select 1 from accounts where id = %s for update", row)
 
 

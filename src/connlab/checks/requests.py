@@ -16,7 +16,7 @@ from psycopg import sql
 
 from connlab.checks.answers import Answer
 from connlab.checks.drivers import Learner
-from connlab.checks.probes import End, sleeps, until
+from connlab.checks.probes import SHORT, End, left_behind, sleeps, until
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -80,7 +80,7 @@ class Work:
     def _stuck(self, conn: Connection) -> None:
         began = time.perf_counter()
         while time.perf_counter() - began < self.seconds:
-            conn.execute("select pg_sleep(0.03)")
+            conn.execute("select pg_sleep(%s)", [SHORT])
 
     def _lost(self, conn: Connection) -> None:
         conn.execute("select pg_terminate_backend(pg_backend_pid())")
@@ -101,7 +101,7 @@ class Work:
 
     def _long(self, conn: Connection) -> None:
         self._limit(conn, "transaction_timeout")
-        self._stuck(conn)
+        self._sleeps(conn)
 
     def _limit(self, conn: Connection, name: str) -> None:
         conn.execute(sql.SQL("set local {} = {}").format(sql.Identifier(name), QUICKLY))
@@ -162,15 +162,16 @@ def tidy(learner: Learner) -> None:
     gc.collect()
 
 
-def exceptional(learner: Learner, server: str, pooler: str) -> tuple[Answer, End, Answer, Answer]:
-    """A report through ``pooler``, and after it a statement of another client's; meanwhile a report that hangs, through
-    the service kept as "other", and a migration.
+def exceptional(learner: Learner, server: str, pooler: str) -> tuple[Answer, list[str], End, Answer, Answer]:
+    """A report through ``pooler``; after it what is left there, and a statement of another client's.
+
+    Meanwhile a report that hangs, through the service kept as "other", and a migration.
     """
     with ThreadPoolExecutor(3) as threads:
         hangs = threads.submit(learner.call, "report", _report(HANGS), on="other")
         migration = threads.submit(learner.call, "migrate", server, MIGRATION)
         good = learner.call("report", _report(REPORT), on="app")
-        return good, sleeps(pooler, HANGS), hangs.result(), migration.result()
+        return good, left_behind(pooler, 1), sleeps(pooler, HANGS), hangs.result(), migration.result()
 
 
 def _report(seconds: float) -> str:
