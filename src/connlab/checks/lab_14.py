@@ -7,24 +7,16 @@ settings of PgBouncer; ``start(dsn)`` and ``handle(app, work)``, the service; ``
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from threading import Event
 from typing import Any
-
-import psycopg
 
 from connlab.checks.answers import Answer
 from connlab.checks.drivers import call, load
-from connlab.checks.errors import Hangs
 from connlab.checks.ladder import (
-    SERVERS,
     WITHIN,
     Reads,
     given_to_pooler,
-    held,
     in_force,
     long_reader,
     one_column_more,
@@ -37,13 +29,10 @@ from connlab.checks.probes import (
     Silent,
     abandons,
     best,
-    ended,
     forgets,
     left_behind,
     many_short,
-    pauses,
     row_locked,
-    runs,
     sleeps,
     until,
     waits_for,
@@ -57,91 +46,54 @@ from connlab.checks.requests import (
     face_silence,
     shown,
     status,
-    tidy,
     work_of,
 )
-from connlab.checks.sandbox import Pending, Sandbox
+from connlab.checks.requirement import (
+    BACKUP,
+    BUSY,
+    CALLER,
+    CONNECTIONS,
+    CONVOY,
+    CROWD,
+    FORM,
+    GIVE_UP,
+    HELD,
+    IN_THE_WAY,
+    LEAKS,
+    LOCK,
+    MAPPING,
+    MARGIN,
+    MOST_STOOD,
+    OPTIONS,
+    PATIENT,
+    POOL,
+    QUEUE,
+    READ,
+    SETTLES,
+    SLACK,
+    SOON,
+    STATEMENT,
+    STATUSES,
+    TIGHT,
+    TRANSACTION,
+)
+from connlab.checks.rungs import (
+    ended_by,
+    expect_abandoned,
+    expect_faced,
+    expect_forgotten,
+    expect_long,
+    expect_queue,
+    expect_silence,
+    lacks,
+    ordinary,
+)
+from connlab.checks.sandbox import Sandbox
 from connlab.checks.trial import Trial, check
 from connlab.pgbouncer import PgBouncer
 from connlab.postgres import Postgres
 
 Function = Callable[..., Any]
-
-# The requirement, in seconds: what each may take at most.
-POOL, QUEUE, LOCK, STATEMENT, PAUSE, TRANSACTION = 0.4, 0.8, 0.3, 0.4, 0.4, 0.8
-CALLER = 1.9
-CONNECT, SERVER_CONNECT, AGAIN = 3.0, 2.0, 1.5
-# What is ordinary, and must not be ended.
-PATIENT, A_STATEMENT, A_TRANSACTION, BACKUP = 0.08, 0.15, 0.4, 0.75
-SLACK = 0.3
-"""Seconds that everything may take longer, for a busy machine."""
-GIVE_UP = HANGS
-"""Seconds after which a check waits no longer for a limit."""
-CONNECTIONS = 8
-"""Of the service's pool."""
-CROWD = 24
-HELD = 0.45
-"""Seconds that requests get, in the check of the pool, to be turned away."""
-SETTLES = 1.0
-"""Seconds that a pool has to open its connections, or to replace them."""
-SOON = 0.25
-"""Seconds that requests go on which a limit of a tenth of a second ends."""
-IN_THE_WAY = 0.6
-"""Seconds of the long transaction that is in the way of the migration."""
-MOST_STOOD = 0.6
-MARGIN = f"{SLACK:g} s more are the machine's"
-
-READ = "Read the error, from its end."
-NOT_SET = (
-    "Nothing limits it, or the limit is longer than that. What `set` says ends with the session that has run your SQL. "
-    "`alter role … set` and `alter database … set` hold for sessions that begin later: "
-    "https://www.postgresql.org/docs/current/sql-alterrole.html"
-)
-LATE = (
-    "It was ended, later than the requirement allows. A number without a unit is milliseconds here: "
-    "https://www.postgresql.org/docs/current/config-setting.html"
-)
-TIGHT = (
-    "That is ordinary work, which the requirement lets through. Which of your limits has this SQLSTATE, and in which "
-    "unit does it stand? A number without a unit is milliseconds."
-)
-OTHER = (
-    "Another limit was faster. Two that watch the same thing go off in the order of their lengths: the narrower one "
-    "must be the shorter one, or it never does."
-)
-OPTIONS = (
-    "PgBouncer refuses your connections: `unsupported startup parameter`, says its log. `options` of a connection to "
-    "PgBouncer would have to hold on whichever server connection it gets. What must hold for the role belongs into "
-    "`server_settings`."
-)
-LEAKS = (
-    "PgBouncer gives a server connection to the next client as it is: what `set` has changed there holds for whoever "
-    "comes next, and is missing on all other server connections. What holds for every session belongs to the role "
-    "(task 1); what holds for one transaction is `set local`, inside it."
-)
-MAPPING = (
-    "Look at the classes in https://www.psycopg.org/psycopg3/docs/api/errors.html#sqlstate-exceptions: the first "
-    "`except` that fits is taken, `QueryCanceled` and `LockNotAvailable` are kinds of `OperationalError`, and the two "
-    "that end a transaction by ending its session are kinds of `InternalError`."
-)
-WAITS = (
-    "Nobody answers, so nobody may wait for it: neither `start` (a service that cannot start without its database does "
-    "not come back by itself) nor a request that finds no connection."
-)
-CONVOY = (
-    "A statement that waits for a strong lock stands in a queue, and everybody who comes after it stands behind it. So "
-    "it must not wait for long: give up, let the others through, and try again."
-)
-FORM = "`handle` returns a pair: a status as a whole number, and with 200 what `work` has returned."
-BUSY = "These requests are ordinary: eight connections do them easily. Which of your limits is too short for that?"
-STATUSES = {
-    "slow": ("a request that is ended by `statement_timeout` (57014)", 504),
-    "idle": ("a request that is ended by `idle_in_transaction_session_timeout` (25P03)", 504),
-    "long": ("a request that is ended by `transaction_timeout` (25P04)", 504),
-    "locked": ("a request that is ended by `lock_timeout` (55P03)", 503),
-    "lost": ("a request whose connection is lost (57P01)", 503),
-}
-
 
 # --- the checks ---------------------------------------------------------------------------------------------
 
@@ -157,17 +109,17 @@ def server_rungs(trial: Trial, server_settings: Function, pg: Postgres) -> None:
             forgotten = [begin(forgets, pg, dsn, row, GIVE_UP) for row in (2, 3)]
             long = [begin(many_short, dsn, GIVE_UP) for _ in range(2)]
             abandoned = begin(abandons, pg, dsn, GIVE_UP)
-            good = begin(_ordinary, pg, dsn)
+            good = begin(ordinary, pg, dsn)
             backup = begin(sleeps, pg.admin_dsn, BACKUP)
             begun: list[Future[Any]] = [*slow, *lock, *forgotten, *long, abandoned, good, backup]
             wait(begun, GIVE_UP + SLACK)  # then the lock is given back, for those whom nothing ends
-        _ended_by(trial, "a statement without end", best([each.result() for each in slow], "57014"), "57014", STATEMENT)
-        _ended_by(
+        ended_by(trial, "a statement without end", best([each.result() for each in slow], "57014"), "57014", STATEMENT)
+        ended_by(
             trial, "a statement that waits for a lock", best([each.result() for each in lock], "55P03"), "55P03", LOCK
         )
-        _expect_forgotten(trial, [each.result() for each in forgotten])
-        _expect_long(trial, pg, best([each.result() for each in long], "25P04"))
-        _expect_abandoned(trial, abandoned.result())
+        expect_forgotten(trial, [each.result() for each in forgotten])
+        expect_long(trial, pg, best([each.result() for each in long], "25P04"))
+        expect_abandoned(trial, abandoned.result())
         for what, end in good.result().items():
             trial.expect(f"{what} goes through", f"{end}" if end.name else "it did", not end.name, TIGHT)
         trial.expect(
@@ -199,9 +151,9 @@ def pooler_rungs(trial: Trial, pooler_settings: Function, start: Function, handl
         settings = given_to_pooler(trial, box)
         facing = box.begin(face_silence, silent.dsn)
         with pooler(pg, trial, settings) as bouncer:
-            _expect_queue(trial, bouncer)
-            _expect_silence(trial, pg, bouncer)
-        _expect_faced(trial, box, facing, silent)
+            expect_queue(trial, bouncer)
+            expect_silence(trial, pg, bouncer)
+        expect_faced(trial, facing, silent)
 
 
 @check("Two exceptions: the report and the migration")
@@ -266,84 +218,6 @@ def whole_ladder(
                 "Whatever gives the caller his answer must also end the work: what in PostgreSQL would?",
             )
             _all_well(trial, bouncer, _handled_at_last(box, ordinary), "16 ordinary requests afterwards")
-
-
-# --- PostgreSQL's rungs -------------------------------------------------------------------------------------
-
-
-def _ended_by(trial: Trial, what: str, end: End, sqlstate: str, within: float, look: str = "") -> None:
-    in_time = end.seconds <= within + SLACK
-    trial.expect(
-        f"{what} is ended with SQLSTATE {sqlstate} after at most {within:g} s",
-        f"{end}",
-        end.sqlstate == sqlstate and in_time,
-        look or (NOT_SET if not end.name else LATE if end.sqlstate == sqlstate else OTHER),
-    )
-
-
-def _expect_forgotten(trial: Trial, found: list[tuple[End, float]]) -> None:
-    end, seconds = min(found, key=lambda each: (each[0].sqlstate != "25P03", each[1]))
-    trial.expect(
-        f"a forgotten transaction is ended with SQLSTATE 25P03, and its lock is free after at most {PAUSE:g} s",
-        f"{f'free after {seconds:.2f} s' if seconds < GIVE_UP else f'not free after {GIVE_UP:g} s'}; "
-        f"{f'its client got `{end.name}`, SQLSTATE {end.sqlstate}' if end.name else 'its client got no error'}",
-        end.sqlstate == "25P03" and seconds <= PAUSE + SLACK,
-        NOT_SET if not end.name else LATE if end.sqlstate == "25P03" else OTHER,
-    )
-
-
-def _expect_long(trial: Trial, pg: Postgres, end: End) -> None:
-    if pg.version >= (17,):
-        _ended_by(trial, "a transaction of many short statements", end, "25P04", TRANSACTION)
-        return
-    trial.expect(
-        "(not counted) a transaction of many short statements is ended",
-        f"{_lacks(pg)}; {end}",
-        True,
-        "-",
-    )
-
-
-def _lacks(pg: Postgres) -> str:
-    return f"PostgreSQL {pg.version} has no `transaction_timeout`, which came with 17"
-
-
-def _expect_abandoned(trial: Trial, seconds: float) -> None:
-    trial.expect(
-        f"a query whose client has gone away runs on for at most {STATEMENT:g} s",
-        f"{seconds:.2f} s" if seconds < GIVE_UP else f"still running after {GIVE_UP:g} s",
-        seconds <= STATEMENT + SLACK,
-        "The server does not notice that nobody waits any more. Which limit ends the statement all the same?",
-    )
-
-
-def _ordinary(pg: Postgres, dsn: str) -> dict[str, End]:
-    """Work that no limit may end, and how it ended: by a limit if that happens each of three times."""
-    works: dict[str, Callable[[], End]] = {
-        f"a statement that waits {PATIENT:g} s for a lock": lambda: _waits_a_moment(pg, dsn),
-        f"a statement of {A_STATEMENT:g} s": lambda: sleeps(dsn, A_STATEMENT),
-        f"a pause of {PATIENT:g} s in a transaction": lambda: pauses(dsn, PATIENT),
-        f"a transaction of {A_TRANSACTION:g} s": lambda: many_short(dsn, A_TRANSACTION, A_TRANSACTION / 5),
-    }
-    return {what: _at_last(work) for what, work in works.items()}
-
-
-def _at_last(work: Callable[[], End]) -> End:
-    """A machine that is busy may make a moment longer than a limit allows, once."""
-    ends = [work()]
-    while ends[-1].name and len(ends) < 3:
-        ends.append(work())
-    return ends[-1]
-
-
-def _waits_a_moment(pg: Postgres, dsn: str) -> End:
-    with ThreadPoolExecutor(1) as thread:
-        with row_locked(pg, 4):
-            begun = Event()
-            waiting = thread.submit(waits_for, dsn, 4, begun)
-            begun.wait(GIVE_UP)
-            time.sleep(PATIENT)
-        return waiting.result()
 
 
 # --- the application's rungs --------------------------------------------------------------------------------
@@ -468,99 +342,6 @@ def _expect_nothing_left(trial: Trial, found: list[str], number: int) -> None:
     )
 
 
-# --- PgBouncer's rungs, and silence -------------------------------------------------------------------------
-
-
-def _expect_queue(trial: Trial, bouncer: PgBouncer) -> None:
-    with contextlib.ExitStack() as clients, ThreadPoolExecutor(4) as threads:
-        holders, (patient, *others) = (
-            [clients.enter_context(psycopg.connect(bouncer.dsn, autocommit=True)) for _ in range(number)]
-            for number in (SERVERS, 3)
-        )
-        with held(holders):
-            waiting = threads.submit(runs, patient, "select 1")
-            time.sleep(PATIENT)
-        good = waiting.result()
-        trial.expect(
-            f"a query that waits {PATIENT:g} s for a server connection goes through",
-            f"{good}" if good.name else f"it did, after {good.seconds:.2f} s",
-            not good.name,
-            "That is an ordinary queue. Which of your settings ends it, and in which unit does it stand?",
-        )
-        with held(holders):
-            queue = [threads.submit(runs, conn, "select 1") for conn in others]
-            wait(queue, GIVE_UP)
-    end = best([each.result() for each in queue], "08P01")
-    trial.expect(
-        f"a query that finds all {SERVERS} server connections taken is ended by PgBouncer (SQLSTATE 08P01) after at "
-        f"most {QUEUE:g} s",
-        f"{end}",
-        end.sqlstate == "08P01" and end.seconds <= QUEUE + SLACK,
-        "PgBouncer lets queries wait for 120 s unless it is told otherwise: https://www.pgbouncer.org/config.html. It "
-        "looks at its queue every third of a second, so a limit may be exceeded by as much.",
-    )
-
-
-def _expect_silence(trial: Trial, pg: Postgres, bouncer: PgBouncer) -> None:
-    """PostgreSQL is frozen: connections to it open, and nobody answers."""
-    with psycopg.connect(bouncer.dsn, autocommit=True) as conn:
-        conn.execute("select 1")
-        bouncer.rows("RECONNECT")
-        mark = bouncer.mark()
-        pg.freeze()
-        try:
-            began = time.perf_counter()
-            runs(conn, "select 1")
-            given_up = until(lambda: "closing because: connect timeout" in bouncer.log(mark), SERVER_CONNECT + SLACK)
-            seconds = time.perf_counter() - began
-        finally:
-            pg.thaw()
-    trial.expect(
-        f"PostgreSQL is silent: PgBouncer gives up a connection to it after at most {SERVER_CONNECT:g} s",
-        f"{'given up' if given_up else 'not given up'} after {seconds:.2f} s",
-        given_up,
-        "Until then it waits for this one connection and opens no other. Which setting limits opening a connection to "
-        "the server, and what is its default?",
-    )
-    began = time.perf_counter()
-    back = until(lambda: not ended(lambda: _ask(bouncer)).name, AGAIN + SLACK)
-    trial.expect(
-        f"PostgreSQL is back: a query goes through again after at most {AGAIN:g} s ({MARGIN})",
-        f"{'after' if back else 'none within'} {time.perf_counter() - began:.2f} s",
-        back,
-        "After an attempt that failed, PgBouncer lets a while pass before it tries again, and all clients wait "
-        "meanwhile. Which setting is that, and what is its default?",
-    )
-
-
-def _ask(bouncer: PgBouncer) -> None:
-    with psycopg.connect(bouncer.dsn, autocommit=True) as conn:
-        conn.execute("select 1")
-
-
-def _expect_faced(trial: Trial, box: Sandbox, facing: Pending[tuple[Answer, Answer | None]], silent: Silent) -> None:
-    what = "the pooler is silent: `start` returns, and a request gets 503"
-    try:
-        begun, answer = facing.result(GIVE_UP)
-    except Hangs as hang:
-        trial.expect(what, f"{hang}", False, WAITS)
-    trial.expect(
-        f"{what}, after at most {POOL:g} s ({MARGIN})",
-        shown(answer) if answer else f"`start`: {shown(begun)}",
-        answer is not None and status(answer) == 503 and answer.seconds <= POOL + SLACK,
-        MAPPING if answer and answer.problem else WAITS,
-    )
-    gone = until(lambda: bool(silent.left or box.do(WITHIN, tidy) or silent.left), CONNECT + SLACK)
-    trial.expect(
-        f"an attempt to connect to it is given up after at most {CONNECT:g} s",
-        f"after {min(silent.left):.2f} s" if gone else f"{silent.came} attempts, none given up",
-        gone and min(silent.left) <= CONNECT + SLACK,
-        "The caller has his answer; the pool goes on trying behind his back, and each attempt may take minutes. Which "
-        "parameter of a connection limits that? "
-        "https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS",
-    )
-
-
 # --- the exceptions -----------------------------------------------------------------------------------------
 
 
@@ -574,7 +355,7 @@ def _expect_report(trial: Trial, good: Answer, left: list[str], following: End, 
     )
     _expect_nothing_left(trial, left, 1)
     what = "a statement of another client, on the same server connection after it,"
-    _ended_by(trial, what, following, "57014", STATEMENT, LEAKS)
+    ended_by(trial, what, following, "57014", STATEMENT, LEAKS)
     trial.expect(
         f"a report that hangs ends, after at most {TRANSACTION:g} s ({MARGIN})",
         shown(endless),
@@ -633,7 +414,7 @@ def _expect_rungs(trial: Trial, pg: Postgres, found: list[Answer], queue: End) -
     if pg.version >= (17,):
         in_server = _fewest([answer for answer in found if "25P04" in work_of(answer).error])
         return [*waits, _expect_rung(trial, "in a transaction that is stuck (SQLSTATE 25P04)", in_server, TRANSACTION)]
-    trial.expect("(not counted) who is stuck in PostgreSQL is ended", _lacks(pg), True, "-")
+    trial.expect("(not counted) who is stuck in PostgreSQL is ended", lacks(pg), True, "-")
     return waits
 
 

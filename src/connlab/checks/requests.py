@@ -153,13 +153,9 @@ def crowd(learner: Learner, number: int, patient: float, given: float) -> tuple[
 
 def face_silence(learner: Learner, dsn: str) -> tuple[Answer, Answer | None]:
     """Start the service in front of a pooler that says nothing, and ask it."""
+    threading.Thread(target=_tidy, daemon=True).start()
     begun = learner.call("start", dsn, keep="silent")
     return begun, None if begun.problem else learner.call("handle", Work("reads", row=7), on="silent")
-
-
-def tidy(learner: Learner) -> None:
-    """Free what nobody uses: a connection that was given up is closed when Python frees it, which may be later."""
-    gc.collect()
 
 
 def exceptional(learner: Learner, server: str, pooler: str) -> tuple[Answer, list[str], End, Answer, Answer]:
@@ -176,3 +172,10 @@ def exceptional(learner: Learner, server: str, pooler: str) -> tuple[Answer, lis
 
 def _report(seconds: float) -> str:
     return f"with slow as materialized (select pg_sleep({seconds})) select count(*), max(id) from users, slow"
+
+
+def _tidy() -> None:
+    """Free what nobody uses: psycopg closes a connection that was given up when Python frees it, which may be later."""
+    while True:
+        gc.collect()
+        time.sleep(0.2)
