@@ -295,6 +295,7 @@ def _expect_statuses(trial: Trial, box: Sandbox, pg: Postgres) -> None:
 
 
 def _expect_refused(trial: Trial, box: Sandbox) -> None:
+    _handled_at_last(box, [Work("holds", PATIENT / 2)] * CONNECTIONS)  # the pool has replaced what was lost
     first, later = box.do(WITHIN, crowd, CONNECTIONS, PATIENT, HELD)
     lacking = [answer for answer in first if status(answer) != 200]
     trial.expect(
