@@ -28,8 +28,9 @@ PERIOD = 0.01
 AS_IT_WAS = (
     "alter role all reset all; alter role app reset all; alter role postgres reset all; "
     "alter role app in database shop reset all; alter role postgres in database shop reset all; "
-    "alter database shop reset all; alter database postgres reset all"
+    "alter database shop reset all; alter database postgres reset all; alter role app login"
 )
+SHORTEST = "Which of your limits is so short that it ends what is ordinary? Look at its unit."
 SQL = (
     "The administrator sends your text to PostgreSQL as it is. Read what PostgreSQL says about it. `alter system` and "
     "the configuration would hold for everybody."
@@ -58,7 +59,8 @@ def in_force(trial: Trial, box: Sandbox, pg: Postgres) -> Iterator[None]:
         try:
             problem = ended(lambda: conn.execute(text.encode()))
             trial.expect("PostgreSQL takes the SQL", f"{problem}" if problem.name else "it did", not problem.name, SQL)
-            yield
+            with _own_clients(trial):
+                yield
         finally:
             conn.execute(AS_IT_WAS)
 
@@ -101,9 +103,20 @@ def pooler(
         trial.expect("PgBouncer starts with your settings", reason, False, WHOLE if _too_short(wanted) else STARTS)
     assert bouncer is not None
     try:
-        yield bouncer
+        with _own_clients(trial):
+            yield bouncer
     finally:
         bouncer.stop()
+
+
+@contextlib.contextmanager
+def _own_clients(trial: Trial) -> Iterator[None]:
+    """Clients of the check's own do nothing that a limit should end, but for what it looks at."""
+    try:
+        yield
+    except psycopg.Error as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        trial.expect("the check's own clients connect, and do something short", f"`{what}`", False, SHORTEST)
 
 
 def _too_short(settings: dict[str, Any]) -> bool:

@@ -83,7 +83,7 @@ def left_behind(dsn: str, number: int) -> list[str]:
     """The limits that somebody has set, as so many clients of PgBouncer's find them, each on a server connection."""
     query = "select name || ' = ' || setting || coalesce(unit, '') from pg_settings where source = 'session'"
     found: list[str] = []
-    with contextlib.ExitStack() as clients:
+    with contextlib.ExitStack() as clients, contextlib.suppress(psycopg.Error):
         for _ in range(number):
             client = clients.enter_context(psycopg.connect(dsn))
             found += [str(row[0]) for row in client.execute(query + " and name = any(%s)", [list(LIMITS)])]
@@ -138,8 +138,10 @@ def forgets(pg: Postgres, dsn: str, row: int, give_up: float) -> tuple[End, floa
     row; that is ``give_up`` when nobody did.
     """
     with psycopg.connect(dsn) as conn, unlimited(pg) as other:
-        conn.execute("update accounts set balance = balance where id = %s", [row])
         began = time.perf_counter()
+        changed = runs(conn, "update accounts set balance = balance where id = %s", row)
+        if changed.name:
+            return changed, changed.seconds
         other.execute(f"set lock_timeout = {round(1000 * give_up)}")
         with contextlib.suppress(psycopg.errors.LockNotAvailable):
             other.execute("select 1 from accounts where id = %s for update", [row])
