@@ -14,7 +14,7 @@ from psycopg import sql
 
 from connlab.postgres import Postgres
 
-ORDINARY = "select pid, state, state_change, wait_event_type from pg_stat_activity where usename = 'app'"
+ORDINARY = "select pid, state, state_change, wait_event_type, query from pg_stat_activity where usename = 'app'"
 AUTHORIZED = re.compile(r"connection authorized: user=app\b")
 PERIOD = 0.02
 

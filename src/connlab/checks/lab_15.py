@@ -1,0 +1,495 @@
+"""The checks of lab 15: callers that give up and come again, and what they leave running behind a PgBouncer.
+
+The learner writes ``orphans(server, console)``, which tells abandoned queries from others; ``start(dsn)`` and
+``ask(app, user_id)``, which gives up in order; the same for asyncio, ``start_async`` and ``ask_async``;
+``protect(server, console)`` for clients that are killed; and ``ask_again(app, attempt)``, which tries again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from connlab.checks import lab_15_texts as texts
+from connlab.checks.abandoned import Killed, LongQuery, Watch, active, in_a_loop, retrying, scripted, until
+from connlab.checks.answers import Answer, Problem, problems
+from connlab.checks.drivers import call, load
+from connlab.checks.errors import CheckError, Hangs
+from connlab.checks.pools import kept_after_requests
+from connlab.checks.protection import unprotected
+from connlab.checks.sandbox import Pending, Sandbox
+from connlab.checks.sessions import locked
+from connlab.checks.trial import Trial, check
+from connlab.node import new_password, url
+from connlab.pgbouncer import PgBouncer
+from connlab.postgres import Postgres
+from connlab.template import DATABASE
+
+Function = Callable[..., Any]
+
+POOL = 2
+"""Server connections that PgBouncer may open for the service."""
+PATIENCE = 0.3
+"""Seconds that a caller waits; the notebook says the same."""
+BACK = 5 * PATIENCE
+"""Seconds after which a caller that gives up must be back, on a busy machine too."""
+SOON = 0.7
+"""Seconds that a query may go on running which was cancelled."""
+GONE = 1.5
+"""Seconds that the query of a killed client may go on."""
+ORPHANS = 3
+TRIES, SPARE, SHARE = 3, 3, 0.2
+"""Attempts of one request at most; retries that are free, and for each request of the service."""
+SLACK = 2
+"""Retries more than that: counters in many threads may be a little off."""
+WITHIN = 6.0
+"""Seconds that a round of requests may take."""
+REPORTS = "reports"
+"""The role of the nightly report."""
+
+
+def _fast() -> bool:
+    return os.environ.get("CONNLAB_FAST") == "1"
+
+
+# --- the checks ---------------------------------------------------------------------------------------------
+
+
+@check("Abandoned queries are told from the others")
+def finds(trial: Trial, orphans: Function, pg: Postgres) -> None:
+    """Write `orphans`: the process ids of the service's backends that work for a client which has gone."""
+    with trial.sandbox(pg, orphans=orphans) as box, _bouncer(pg) as bouncer, _scene(trial, pg, bouncer) as scene:
+        found = _pids(trial, box.do(WITHIN, call, "orphans", pg.admin_dsn, bouncer.admin_dsn), scene)
+        trial.expect(
+            f"the {ORPHANS} backends whose clients have gone, and no other",
+            scene.about(found),
+            found == scene.orphans,
+            scene.look(found),
+        )
+        for pid in scene.orphans:
+            pg.rows(f"select pg_terminate_backend({pid})")
+        until(lambda: not scene.orphans & set(active(trial.sessions)), WITHIN)
+        found = _pids(trial, box.do(WITHIN, call, "orphans", pg.admin_dsn, bouncer.admin_dsn), scene)
+        trial.expect(
+            "none, now that these have been ended, though other queries still run",
+            scene.about(found),
+            not found,
+            scene.look(found),
+        )
+
+
+@check("A caller that gives up leaves no query behind")
+def cancels(trial: Trial, start: Function, ask: Function, pg: Postgres) -> None:
+    """Write `start` and `ask`: the row, or after 0.3 seconds a TimeoutError and no query that goes on."""
+    with trial.sandbox(pg, start=start, ask=ask) as box, _bouncer(pg) as bouncer:
+        _start(trial, box, "start", bouncer)
+        _gives_up(trial, box, "ask", pg, bouncer, texts.BACK, texts.LEFT)
+        _answered(trial, box, "ask", pg)
+        _not_cut_short(trial, box, pg)
+
+
+@check("A task that is cancelled leaves no query behind")
+def cancels_tasks(trial: Trial, start_async: Function, ask_async: Function, pg: Postgres) -> None:
+    """Write the coroutines `start_async` and `ask_async`: who awaits them cancels after 0.3 seconds."""
+    with trial.sandbox(pg, start_async=start_async, ask_async=ask_async) as box, _bouncer(pg) as bouncer:
+        box.do(WITHIN, in_a_loop, ["start_async"], None)
+        box.do(WITHIN, in_a_loop, ["ask_async"], PATIENCE)
+        _start(trial, box, "start_async", bouncer)
+        _gives_up(trial, box, "ask_async", pg, bouncer, texts.BLOCKS, texts.LEFT_BY_TASK)
+        _answered(trial, box, "ask_async", pg)
+
+
+@check("The server ends the query of a killed client")
+def protects(trial: Trial, protect: Function, pg: Postgres) -> None:
+    """Write `protect`: afterwards no query goes on for long whose client was killed, and no other is cut short."""
+    with (
+        trial.sandbox(pg, protect=protect) as box,
+        _bouncer(pg) as bouncer,
+        unprotected(pg),
+        _reports(pg) as report_dsn,
+    ):
+        _warm(bouncer)
+        warm = {row["pid"] for row in trial.sessions.now()}
+        answer = box.do(WITHIN, call, "protect", pg.admin_dsn, bouncer.admin_dsn)
+        _returns(trial, "`protect(server, console)` returns", answer)
+        with ExitStack() as stack:
+            report = stack.enter_context(LongQuery(report_dsn, 1.0 if _fast() else 3.0))
+            request = stack.enter_context(LongQuery(bouncer.dsn, PATIENCE * 0.8))
+            ended = list(_kill_clients(trial, bouncer, 3 if _fast() else 6))
+            longest = max(end.seconds for end in ended)
+            trial.expect(
+                f"the query of a client that was killed ends within {GONE:g} s, of {len(ended)} clients",
+                f"{longest:.2f} s, the longest" if longest < GONE else f"one still ran after {longest:.1f} s",
+                longest < GONE,
+                _why_alive(max(ended, key=lambda end: end.seconds), warm, pg),
+            )
+            for what, query, look in (
+                (f"a request that takes {request.seconds:.2f} s is answered", request, texts.IMPATIENT),
+                (f"a report of {report.seconds:g} s, in the role `{REPORTS}`, is answered", report, texts.REPORT),
+            ):
+                problem = query.problem()
+                trial.expect(what, f"`{type(problem).__name__}: {problem}`" if problem else "it was", not problem, look)
+
+
+@check("Callers try again, and the server does not notice")
+def retries(trial: Trial, start: Function, ask: Function, ask_again: Function, pg: Postgres) -> None:
+    """Write `ask_again`: it tries again after a TimeoutError, three times in all, and within the service's budget."""
+    with trial.sandbox(pg, start=start, ask=ask, ask_again=ask_again) as box, _bouncer(pg) as bouncer:
+        _start(trial, box, "start", bouncer)
+        spent = _tries_by_script(trial, box)
+        callers = 12 if _fast() else 24
+        allowed = callers + SPARE + int(SHARE * (callers + 2)) - spent
+        with locked(pg, "orders"), Watch(trial.sessions) as watch:
+            pending = box.begin(retrying, _users(callers), callers)
+            asked, _ = _in_time(pending, 2 * BACK)
+        answers, attempts = asked or pending.result(WITHIN)
+        trial.expect(
+            f"at most {allowed + SLACK} attempts for {callers} requests that all give up: the first of each, "
+            f"{allowed - callers} again, and {SLACK} that counters may miss in many threads",
+            f"{len(attempts)} attempts",
+            len(attempts) <= allowed + SLACK,
+            texts.BUDGET.format(_most_tries(attempts)) if asked else texts.ENDLESS.format(2 * BACK),
+        )
+        wrong = _not_timed_out(answers)
+        trial.expect(
+            f"{callers} times a TimeoutError, in the end",
+            f"{callers - len(wrong)} times{_first(wrong)}",
+            not wrong,
+            texts.IN_THE_END,
+        )
+        _within_pool(trial, watch)
+        _answered(trial, box, "ask", pg)
+
+
+# --- giving up ----------------------------------------------------------------------------------------------
+
+
+def _gives_up(
+    trial: Trial, box: Sandbox, name: str, pg: Postgres, bouncer: PgBouncer, late_look: str, left_look: str
+) -> None:
+    """Callers that all get no answer: when they are back, with what, and what still runs then."""
+    callers = 8 if _fast() else 16
+    with locked(pg, "orders"), Watch(trial.sessions) as watch:
+        pending = box.begin(load, name, _users(callers), callers, on="app")
+        answers, hang = _in_time(pending, BACK)
+        queue = _waiting(bouncer)
+        left = until(lambda: not active(trial.sessions), SOON) or len(active(trial.sessions))
+    done = answers or pending.result(WITHIN)
+    late = [answer for answer in done if answer.seconds > BACK]
+    trial.expect(
+        f"{callers} callers are back within {BACK:g} s: each gives up after {PATIENCE:g} s",
+        f"{callers - len(late)} of them{f'; the others were in {hang.place}' if hang and hang.place else ''}",
+        not late,
+        texts.QUEUE.format(queue) if queue else texts.NO_LIMIT if hang and hang.in_pool else late_look,
+    )
+    wrong = _not_timed_out(done)
+    trial.expect(
+        f"{callers} times a TimeoutError", f"{callers - len(wrong)} times{_first(wrong)}", not wrong, _raises(wrong)
+    )
+    _within_pool(trial, watch)
+    trial.expect(
+        f"no query of the service still runs {SOON:g} s after the last caller has gone",
+        "none" if left is True else f"{left}",
+        left is True,
+        left_look,
+    )
+
+
+def _in_time(pending: Pending[Any], within: float) -> tuple[Any, Hangs | None]:
+    """The result if it comes within that time; it can still be asked for after that."""
+    try:
+        return pending.result(within), None
+    except Hangs as hang:
+        return None, hang
+
+
+def _waiting(bouncer: PgBouncer) -> int:
+    return sum(row["cl_waiting"] for row in bouncer.rows("SHOW POOLS"))
+
+
+def _not_timed_out(answers: Sequence[Answer]) -> list[Answer]:
+    return [each for each in answers if not each.problem or "TimeoutError" not in each.problem.kinds]
+
+
+def _raises(wrong: Sequence[Answer]) -> str:
+    if not wrong or not wrong[0].problem:
+        return texts.RETURNS
+    return texts.OTHER_ERROR.get(wrong[0].problem.name, texts.READ)
+
+
+def _within_pool(trial: Trial, watch: Watch) -> None:
+    trial.expect(
+        f"at most {POOL} active backends at any moment, as many as PgBouncer's pool has",
+        f"{watch.most}",
+        watch.most <= POOL,
+        texts.CLOSED,
+    )
+
+
+def _answered(trial: Trial, box: Sandbox, name: str, pg: Postgres) -> None:
+    """Requests that could be answered at once are; one round more for a machine that has just been busy."""
+    users = _users(16)
+    wanted = _wanted(pg)
+    for _ in range(3):
+        answers = box.do(WITHIN, load, name, users, 2 * POOL, on="app")
+        failed = problems(answers)
+        if not all("TimeoutError" in problem.kinds for problem in failed) or not failed:
+            break
+    trial.expect(
+        f"{len(users)} requests after that, when nothing is slow any more: {len(users)} answers",
+        f"{len(users) - len(failed)}{f'; the first error was {failed[0]}' if failed else ''}",
+        not failed,
+        _why_failed(box, failed[0]) if failed else "-",
+    )
+    other = next((each for each in answers if each.value != wanted[each.arguments[-1]]), None)
+    trial.expect(
+        "each the row that the query gives",
+        f"{other.value!r} for user {other.arguments[-1]}, not {wanted[other.arguments[-1]]!r}" if other else "it was",
+        other is None,
+        texts.ROW,
+    )
+
+
+def _why_failed(box: Sandbox, problem: Problem) -> str:
+    if problem.name == "InFailedSqlTransaction":
+        return texts.BROKEN
+    return texts.LEAK if kept_after_requests(box) else texts.STRAY
+
+
+def _not_cut_short(trial: Trial, box: Sandbox, pg: Postgres) -> None:
+    """A quick request, then a slower one on the same connection: what was to cancel the first must not hit it."""
+    box.do(WITHIN, load, "ask", _users(POOL), POOL, on="app")
+    time.sleep(0.4 * PATIENCE)
+    with locked(pg, "orders"):
+        pending = box.begin(load, "ask", _users(POOL), POOL, on="app")
+        time.sleep(0.75 * PATIENCE)
+    early = [each for each in pending.result(WITHIN) if each.problem and each.seconds < 0.9 * PATIENCE]
+    trial.expect(
+        f"no request gives up before its {PATIENCE:g} s are over",
+        f"one did after {early[0].seconds:.2f} s: {early[0].problem}" if early else "none did",
+        not early,
+        texts.STRAY,
+    )
+
+
+# --- trying again -------------------------------------------------------------------------------------------
+
+
+def _tries_by_script(trial: Trial, box: Sandbox) -> int:
+    """Two requests whose attempts end as the check wants; how many retries they were."""
+    answer, times = box.do(WITHIN, scripted, ["TimeoutError", "row"])
+    trial.expect(
+        "a request whose first attempt gives up is answered by its second",
+        f"{answer.problem or repr(answer.value)}, after {len(times)} attempt{'s' if len(times) != 1 else ''}",
+        answer.value == "row" and len(times) == 2,
+        texts.AGAIN,
+    )
+    pause = times[1] - times[0]
+    trial.expect(
+        "a pause before the second attempt, of 0.02 s or more", f"{pause:.3f} s", pause >= 0.02, texts.PAUSE
+    )
+    answer, times = box.do(WITHIN, scripted, ["UndefinedTable", "row"])
+    trial.expect(
+        "no second attempt after an error that is not a TimeoutError: it goes on to the caller",
+        f"{answer.problem or repr(answer.value)}, after {len(times)} attempt{'s' if len(times) != 1 else ''}",
+        len(times) == 1 and answer.problem is not None and answer.problem.name == "UndefinedTable",
+        texts.HOPELESS,
+    )
+    return 1
+
+
+def _most_tries(attempts: Sequence[int]) -> int:
+    return max(attempts.count(user) for user in set(attempts))
+
+
+# --- killed clients -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class End:
+    """How long a query went on after its client had been killed."""
+
+    seconds: float
+    pid: int
+
+
+def _kill_clients(trial: Trial, bouncer: PgBouncer, clients: int) -> Iterator[End]:
+    """Programs ask through PgBouncer; one after the other is killed with SIGKILL while the server works for it."""
+    with ExitStack() as stack:
+        programs = [stack.enter_context(Killed(bouncer.dsn)) for _ in range(clients)]
+        while programs:
+            program, pid = _served(trial, programs)
+            programs.remove(program)
+            program.kill()
+            killed = time.monotonic()
+            until(lambda pid=pid: pid not in active(trial.sessions), GONE)  # type: ignore[misc]
+            yield End(time.monotonic() - killed, pid)
+
+
+def _served(trial: Trial, programs: Sequence[Killed]) -> tuple[Killed, int]:
+    """One of the programs that the server works for, and the process id of its backend."""
+    found: list[tuple[Killed, int]] = []
+
+    def look() -> bool:
+        running = active(trial.sessions)
+        found.extend((each, pid) for each in programs for pid, query in running.items() if each.mark in query)
+        return bool(found)
+
+    if not until(look, WITHIN):
+        raise CheckError(f"none of {len(programs)} clients was served within {WITHIN:g} s")
+    return found[0]
+
+
+def _warm(bouncer: PgBouncer) -> None:
+    """Have PgBouncer open its server connections."""
+    with ExitStack() as stack:
+        for _ in range(POOL):
+            stack.enter_context(psycopg.connect(bouncer.dsn)).execute("select 1")
+
+
+def _why_alive(end: End, warm: set[int], pg: Postgres) -> str:
+    with psycopg.connect(pg.dsn) as conn:  # as PgBouncer would open one now
+        interval, timeout = conn.execute(
+            "select current_setting('client_connection_check_interval'), current_setting('statement_timeout')"
+        ).fetchall()[0]
+    if (interval, timeout) == ("0", "0"):
+        return texts.UNPROTECTED
+    if end.pid in warm:
+        return texts.OLD
+    return texts.TOO_LATE.format(interval, timeout)
+
+
+@contextmanager
+def _reports(pg: Postgres) -> Iterator[str]:
+    """The DSN of the report's role, which is made where there is none."""
+    password = new_password()
+    is_new = not pg.value(f"select count(*) from pg_roles where rolname = '{REPORTS}'")
+    with psycopg.connect(pg.admin_dsn, autocommit=True) as conn:
+        if is_new:
+            conn.execute(sql.SQL("create role {} login").format(sql.Identifier(REPORTS)))
+        secret = conn.pgconn.encrypt_password(password.encode(), REPORTS.encode(), b"scram-sha-256").decode()
+        conn.execute(sql.SQL("alter role {} password {}").format(sql.Identifier(REPORTS), secret))
+        try:
+            yield url(pg.address, REPORTS, password, DATABASE)
+        finally:
+            if is_new:
+                conn.execute(sql.SQL("drop role {}").format(sql.Identifier(REPORTS)))
+
+
+# --- a scene with abandoned queries -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Backends of each kind, by process id."""
+
+    orphans: set[int]
+    healthy: set[int]
+    """Active ones whose clients wait for the answer."""
+    others: set[int]
+    """Of other roles, which come past PgBouncer."""
+    before: set[int]
+    """Those that were there before: of no interest."""
+
+    def about(self, found: set[int]) -> str:
+        """Which kinds were found, in words."""
+        rest = found - self.orphans - self.healthy - self.others
+        kinds = {
+            f"{len(found & self.orphans)} of the {ORPHANS}": True,
+            f"{len(found & self.healthy)} whose client is waiting": found & self.healthy,
+            f"{len(found & self.others)} of another role": found & self.others,
+            f"{len(rest)} that run no query": rest,
+        }
+        return ", ".join(text for text, there in kinds.items() if there)
+
+    def look(self, found: set[int]) -> str:
+        """Where to look for the first kind that is wrong."""
+        if found & self.others:
+            return texts.OTHERS
+        if found - self.orphans - self.healthy:
+            return texts.IDLE
+        if found & self.healthy:
+            return texts.HEALTHY
+        return texts.MISSED
+
+
+@contextmanager
+def _scene(trial: Trial, pg: Postgres, bouncer: PgBouncer) -> Iterator[Scene]:
+    """Old and new queries whose clients wait, abandoned ones between them, a session at rest, and an administrator."""
+    with ExitStack() as stack:
+        before = {row["pid"] for row in pg.rows("select pid from pg_stat_activity")}
+        sent: list[int] = []
+
+        def send(dsn: str) -> psycopg.Connection:
+            conn = psycopg.connect(dsn, autocommit=True)
+            stack.callback(conn.close)
+            conn.pgconn.send_query(b"select pg_sleep(60)")
+            return conn
+
+        def served() -> int:
+            """The backend of the newest query."""
+            if not until(lambda: set(active(trial.sessions)) - set(sent), WITHIN):
+                raise CheckError("a query has not reached the server")
+            sent.extend(set(active(trial.sessions)) - set(sent))
+            return sent[-1]
+
+        send(bouncer.dsn)
+        healthy, abandoned = {served()}, set()
+        for _ in range(ORPHANS):
+            conn = send(bouncer.dsn)
+            abandoned.add(served())
+            conn.close()
+        send(bouncer.dsn)
+        healthy.add(served())
+        stack.callback(psycopg.connect(pg.dsn).close)
+        administrator = send(pg.admin_dsn)
+        stack.callback(administrator.cancel_safe)
+        yield Scene(abandoned, healthy, {administrator.info.backend_pid}, before)
+
+
+def _pids(trial: Trial, answer: Answer, scene: Scene) -> set[int]:
+    _returns(trial, "`orphans(server, console)` returns", answer)
+    value = answer.value
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value)
+    if not is_list:
+        trial.expect("a list of process ids", f"{value!r}", False, texts.LIST)
+    return set(value) - scene.before
+
+
+# --- what they share ----------------------------------------------------------------------------------------
+
+
+def _bouncer(pg: Postgres) -> PgBouncer:
+    return pg.pgbouncer(pool_mode="transaction", default_pool_size=POOL)
+
+
+def _start(trial: Trial, box: Sandbox, name: str, bouncer: PgBouncer) -> None:
+    _returns(trial, f"`{name}(dsn)` returns", box.do(WITHIN, call, name, bouncer.dsn, keep="app"))
+
+
+def _returns(trial: Trial, expected: str, answer: Answer) -> None:
+    if answer.problem:
+        trial.expect(expected, str(answer.problem), False, texts.READ)
+
+
+def _users(number: int) -> list[tuple[int]]:
+    return [(1 + at * 31 % 1000,) for at in range(number)]
+
+
+def _wanted(pg: Postgres) -> dict[int, tuple[Any, ...]]:
+    rows = pg.rows("select user_id, count(*), sum(amount) from orders group by user_id")
+    return {row["user_id"]: (row["count"], row["sum"]) for row in rows}
+
+
+def _first(wrong: Sequence[Answer]) -> str:
+    """The first of these answers, as the end of a sentence."""
+    if not wrong:
+        return ""
+    return f"; instead {wrong[0].problem or repr(wrong[0].value) + ' was returned'}"
