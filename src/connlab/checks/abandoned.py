@@ -25,12 +25,16 @@ from connlab.checks.sessions import Sessions
 from connlab.errors import NodeStopped
 
 PERIOD = 0.02
-# What a client program does that knows no end: connects, asks, waits. Its DSN stands in no list of processes.
+# What a client program does that knows no end: asks, waits, and asks again. Its DSN stands in no list of processes.
 CLIENT = """
 import os
 import psycopg
 with psycopg.connect(os.environ["DSN"], autocommit=True) as conn:
-    conn.execute(os.environ["QUERY"])
+    while True:
+        try:
+            conn.execute(os.environ["QUERY"])
+        except psycopg.errors.QueryCanceled:
+            pass
 """
 
 

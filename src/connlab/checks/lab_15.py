@@ -10,27 +10,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from connlab.checks import lab_15_texts as texts
 from connlab.checks.abandoned import Killed, LongQuery, Watch, active, in_a_loop, retrying, scripted, until
 from connlab.checks.answers import Answer, Problem, problems
 from connlab.checks.drivers import call, load
-from connlab.checks.errors import CheckError, Hangs
+from connlab.checks.errors import Hangs
+from connlab.checks.lab_15_scene import Scene, reports_role, scene_of, service
 from connlab.checks.pools import kept_after_requests
 from connlab.checks.protection import unprotected
 from connlab.checks.sandbox import Pending, Sandbox
 from connlab.checks.sessions import locked
 from connlab.checks.trial import Trial, check
-from connlab.node import new_password, url
 from connlab.pgbouncer import PgBouncer
 from connlab.postgres import Postgres
-from connlab.template import DATABASE
 
 Function = Callable[..., Any]
 
@@ -65,7 +63,10 @@ def _fast() -> bool:
 @check("Abandoned queries are told from the others")
 def finds(trial: Trial, orphans: Function, pg: Postgres) -> None:
     """Write `orphans`: the process ids of the service's backends that work for a client which has gone."""
-    with trial.sandbox(pg, orphans=orphans) as box, _bouncer(pg) as bouncer, _scene(trial, pg, bouncer) as scene:
+    with (
+        service(trial, pg, POOL, orphans=orphans) as (box, bouncer),
+        scene_of(trial, pg, bouncer, ORPHANS) as scene,
+    ):
         found = _pids(trial, box.do(WITHIN, call, "orphans", pg.admin_dsn, bouncer.admin_dsn), scene)
         trial.expect(
             f"the {ORPHANS} backends whose clients have gone, and no other",
@@ -88,7 +89,7 @@ def finds(trial: Trial, orphans: Function, pg: Postgres) -> None:
 @check("A caller that gives up leaves no query behind")
 def cancels(trial: Trial, start: Function, ask: Function, pg: Postgres) -> None:
     """Write `start` and `ask`: the row, or after 0.3 seconds a TimeoutError and no query that goes on."""
-    with trial.sandbox(pg, start=start, ask=ask) as box, _bouncer(pg) as bouncer:
+    with service(trial, pg, POOL, start=start, ask=ask) as (box, bouncer):
         _start(trial, box, "start", bouncer)
         _gives_up(trial, box, "ask", pg, bouncer, texts.BACK, texts.LEFT)
         _answered(trial, box, "ask", pg)
@@ -98,7 +99,7 @@ def cancels(trial: Trial, start: Function, ask: Function, pg: Postgres) -> None:
 @check("A task that is cancelled leaves no query behind")
 def cancels_tasks(trial: Trial, start_async: Function, ask_async: Function, pg: Postgres) -> None:
     """Write the coroutines `start_async` and `ask_async`: who awaits them cancels after 0.3 seconds."""
-    with trial.sandbox(pg, start_async=start_async, ask_async=ask_async) as box, _bouncer(pg) as bouncer:
+    with service(trial, pg, POOL, start_async=start_async, ask_async=ask_async) as (box, bouncer):
         box.do(WITHIN, in_a_loop, ["start_async"], None)
         box.do(WITHIN, in_a_loop, ["ask_async"], PATIENCE)
         _start(trial, box, "start_async", bouncer)
@@ -110,10 +111,9 @@ def cancels_tasks(trial: Trial, start_async: Function, ask_async: Function, pg: 
 def protects(trial: Trial, protect: Function, pg: Postgres) -> None:
     """Write `protect`: afterwards no query goes on for long whose client was killed, and no other is cut short."""
     with (
-        trial.sandbox(pg, protect=protect) as box,
-        _bouncer(pg) as bouncer,
+        service(trial, pg, POOL, protect=protect) as (box, bouncer),
         unprotected(pg),
-        _reports(pg) as report_dsn,
+        reports_role(pg, REPORTS) as report_dsn,
     ):
         _warm(bouncer)
         warm = {row["pid"] for row in trial.sessions.now()}
@@ -141,7 +141,7 @@ def protects(trial: Trial, protect: Function, pg: Postgres) -> None:
 @check("Callers try again, and the server does not notice")
 def retries(trial: Trial, start: Function, ask: Function, ask_again: Function, pg: Postgres) -> None:
     """Write `ask_again`: it tries again after a TimeoutError, three times in all, and within the service's budget."""
-    with trial.sandbox(pg, start=start, ask=ask, ask_again=ask_again) as box, _bouncer(pg) as bouncer:
+    with service(trial, pg, POOL, start=start, ask=ask, ask_again=ask_again) as (box, bouncer):
         _start(trial, box, "start", bouncer)
         spent = _tries_by_script(trial, box)
         callers = 12 if _fast() else 24
@@ -260,6 +260,10 @@ def _answered(trial: Trial, box: Sandbox, name: str, pg: Postgres) -> None:
 def _why_failed(box: Sandbox, problem: Problem) -> str:
     if problem.name == "InFailedSqlTransaction":
         return texts.BROKEN
+    if problem.name in ("DuplicatePreparedStatement", "InvalidSqlStatementName"):
+        return texts.PREPARED
+    if "TimeoutError" not in problem.kinds and problem.name != "QueryCanceled":
+        return texts.READ
     return texts.LEAK if kept_after_requests(box) else texts.STRAY
 
 
@@ -292,9 +296,7 @@ def _tries_by_script(trial: Trial, box: Sandbox) -> int:
         texts.AGAIN,
     )
     pause = times[1] - times[0]
-    trial.expect(
-        "a pause before the second attempt, of 0.02 s or more", f"{pause:.3f} s", pause >= 0.02, texts.PAUSE
-    )
+    trial.expect("a pause before the second attempt, of 0.02 s or more", f"{pause:.3f} s", pause >= 0.02, texts.PAUSE)
     answer, times = box.do(WITHIN, scripted, ["UndefinedTable", "row"])
     trial.expect(
         "no second attempt after an error that is not a TimeoutError: it goes on to the caller",
@@ -343,7 +345,7 @@ def _served(trial: Trial, programs: Sequence[Killed]) -> tuple[Killed, int]:
         return bool(found)
 
     if not until(look, WITHIN):
-        raise CheckError(f"none of {len(programs)} clients was served within {WITHIN:g} s")
+        trial.expect("clients of the service are let in, and served", f"none within {WITHIN:g} s", False, texts.SHUT)
     return found[0]
 
 
@@ -366,92 +368,7 @@ def _why_alive(end: End, warm: set[int], pg: Postgres) -> str:
     return texts.TOO_LATE.format(interval, timeout)
 
 
-@contextmanager
-def _reports(pg: Postgres) -> Iterator[str]:
-    """The DSN of the report's role, which is made where there is none."""
-    password = new_password()
-    is_new = not pg.value(f"select count(*) from pg_roles where rolname = '{REPORTS}'")
-    with psycopg.connect(pg.admin_dsn, autocommit=True) as conn:
-        if is_new:
-            conn.execute(sql.SQL("create role {} login").format(sql.Identifier(REPORTS)))
-        secret = conn.pgconn.encrypt_password(password.encode(), REPORTS.encode(), b"scram-sha-256").decode()
-        conn.execute(sql.SQL("alter role {} password {}").format(sql.Identifier(REPORTS), secret))
-        try:
-            yield url(pg.address, REPORTS, password, DATABASE)
-        finally:
-            if is_new:
-                conn.execute(sql.SQL("drop role {}").format(sql.Identifier(REPORTS)))
-
-
 # --- a scene with abandoned queries -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Backends of each kind, by process id."""
-
-    orphans: set[int]
-    healthy: set[int]
-    """Active ones whose clients wait for the answer."""
-    others: set[int]
-    """Of other roles, which come past PgBouncer."""
-    before: set[int]
-    """Those that were there before: of no interest."""
-
-    def about(self, found: set[int]) -> str:
-        """Which kinds were found, in words."""
-        rest = found - self.orphans - self.healthy - self.others
-        kinds = {
-            f"{len(found & self.orphans)} of the {ORPHANS}": True,
-            f"{len(found & self.healthy)} whose client is waiting": found & self.healthy,
-            f"{len(found & self.others)} of another role": found & self.others,
-            f"{len(rest)} that run no query": rest,
-        }
-        return ", ".join(text for text, there in kinds.items() if there)
-
-    def look(self, found: set[int]) -> str:
-        """Where to look for the first kind that is wrong."""
-        if found & self.others:
-            return texts.OTHERS
-        if found - self.orphans - self.healthy:
-            return texts.IDLE
-        if found & self.healthy:
-            return texts.HEALTHY
-        return texts.MISSED
-
-
-@contextmanager
-def _scene(trial: Trial, pg: Postgres, bouncer: PgBouncer) -> Iterator[Scene]:
-    """Old and new queries whose clients wait, abandoned ones between them, a session at rest, and an administrator."""
-    with ExitStack() as stack:
-        before = {row["pid"] for row in pg.rows("select pid from pg_stat_activity")}
-        sent: list[int] = []
-
-        def send(dsn: str) -> psycopg.Connection:
-            conn = psycopg.connect(dsn, autocommit=True)
-            stack.callback(conn.close)
-            conn.pgconn.send_query(b"select pg_sleep(60)")
-            return conn
-
-        def served() -> int:
-            """The backend of the newest query."""
-            if not until(lambda: set(active(trial.sessions)) - set(sent), WITHIN):
-                raise CheckError("a query has not reached the server")
-            sent.extend(set(active(trial.sessions)) - set(sent))
-            return sent[-1]
-
-        send(bouncer.dsn)
-        healthy, abandoned = {served()}, set()
-        for _ in range(ORPHANS):
-            conn = send(bouncer.dsn)
-            abandoned.add(served())
-            conn.close()
-        send(bouncer.dsn)
-        healthy.add(served())
-        stack.callback(psycopg.connect(pg.dsn).close)
-        administrator = send(pg.admin_dsn)
-        stack.callback(administrator.cancel_safe)
-        yield Scene(abandoned, healthy, {administrator.info.backend_pid}, before)
 
 
 def _pids(trial: Trial, answer: Answer, scene: Scene) -> set[int]:
@@ -460,14 +377,11 @@ def _pids(trial: Trial, answer: Answer, scene: Scene) -> set[int]:
     is_list = isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value)
     if not is_list:
         trial.expect("a list of process ids", f"{value!r}", False, texts.LIST)
-    return set(value) - scene.before
+    pids: set[int] = set(value)
+    return pids - scene.before
 
 
 # --- what they share ----------------------------------------------------------------------------------------
-
-
-def _bouncer(pg: Postgres) -> PgBouncer:
-    return pg.pgbouncer(pool_mode="transaction", default_pool_size=POOL)
 
 
 def _start(trial: Trial, box: Sandbox, name: str, bouncer: PgBouncer) -> None:

@@ -72,6 +72,10 @@ LEAK = (
     "Connections have not come back, and later requests give up without having asked anything. Which line gives the "
     "connection back when the query was cancelled?"
 )
+PREPARED = (
+    "psycopg has prepared the query on one server connection, and met another one later. This PgBouncer knows nothing "
+    "of prepared statements: give the pool `kwargs=CONNECT`, with which psycopg prepares none."
+)
 STRAY = (
     "A request was cut short by the cancel of an earlier one that had the same connection. What waits to cancel a "
     "query must be called off when the query is done, and be over, before the connection goes back."
@@ -94,9 +98,10 @@ LEFT_BY_TASK = (
 UNPROTECTED = (
     "A client that was killed cancels nothing. PgBouncer has closed the connection, and the backend would see that, if "
     "it looked: it does not while it works. A new session of the role `app` still has "
-    "`client_connection_check_interval` = 0 and `statement_timeout` = 0. What holds for new sessions is set for a role, "
-    "a database or the whole server; a `SET` ends with the session that said it."
+    "`client_connection_check_interval` = 0 and `statement_timeout` = 0. What holds for new sessions is set for a "
+    "role, a database or the whole server; a `SET` ends with the session that said it."
 )
+SHUT = "What `protect` sets must let the service go on: its clients connect to PgBouncer, and ask."
 OLD = (
     "The setting holds for sessions that begin now. This backend is an older one, from PgBouncer's pool. Which command "
     "of PgBouncer's console has it open its server connections anew?"

@@ -1,0 +1,120 @@
+"""What lab 15 sets up: a service behind PgBouncer, abandoned queries among others, and a role for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from connlab.checks import lab_15_texts as texts
+from connlab.checks.abandoned import active, until
+from connlab.checks.errors import CheckError
+from connlab.checks.sandbox import Sandbox
+from connlab.checks.trial import Trial
+from connlab.node import new_password, url
+from connlab.pgbouncer import PgBouncer
+from connlab.postgres import Postgres
+from connlab.template import DATABASE
+
+WITHIN = 6.0
+"""Seconds that a query may take to reach the server."""
+
+
+@contextmanager
+def service(trial: Trial, pg: Postgres, pool: int, **code: Callable[..., Any]) -> Iterator[tuple[Sandbox, PgBouncer]]:
+    """The learner's functions in a process of their own, and a PgBouncer whose pool is ``pool``.
+
+    The process ends first: what it still does when the check is over does not find its PgBouncer gone.
+    """
+    with ExitStack() as after, trial.sandbox(pg, **code) as box:
+        yield box, after.enter_context(pg.pgbouncer(pool_mode="transaction", default_pool_size=pool))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Backends of each kind, by process id."""
+
+    orphans: set[int]
+    healthy: set[int]
+    """Active ones whose clients wait for the answer."""
+    others: set[int]
+    """Of other roles, which come past PgBouncer."""
+    before: set[int]
+    """Those that were there before: of no interest."""
+
+    def about(self, found: set[int]) -> str:
+        """Which kinds were found, in words."""
+        rest = found - self.orphans - self.healthy - self.others
+        kinds = {
+            f"{len(found & self.orphans)} of the {len(self.orphans)}": True,
+            f"{len(found & self.healthy)} whose client is waiting": found & self.healthy,
+            f"{len(found & self.others)} of another role": found & self.others,
+            f"{len(rest)} that run no query": rest,
+        }
+        return ", ".join(text for text, there in kinds.items() if there)
+
+    def look(self, found: set[int]) -> str:
+        """Where to look for the first kind that is wrong."""
+        if found & self.others:
+            return texts.OTHERS
+        if found - self.orphans - self.healthy:
+            return texts.IDLE
+        if found & self.healthy:
+            return texts.HEALTHY
+        return texts.MISSED
+
+
+@contextmanager
+def scene_of(trial: Trial, pg: Postgres, bouncer: PgBouncer, orphans: int) -> Iterator[Scene]:
+    """Old and new queries whose clients wait, abandoned ones between them, a session at rest, and an administrator."""
+    with ExitStack() as stack:
+        ours = {row["pid"] for row in trial.sessions.now()}
+        before = {row["pid"] for row in pg.rows("select pid from pg_stat_activity")} - ours
+        sent: list[int] = []
+
+        def send(dsn: str) -> psycopg.Connection:
+            conn = psycopg.connect(dsn, autocommit=True)
+            stack.callback(conn.close)
+            conn.pgconn.send_query(b"select pg_sleep(60)")
+            return conn
+
+        def served() -> int:
+            """The backend of the newest query."""
+            if not until(lambda: set(active(trial.sessions)) - set(sent), WITHIN):
+                raise CheckError("a query has not reached the server")
+            sent.extend(set(active(trial.sessions)) - set(sent))
+            return sent[-1]
+
+        send(bouncer.dsn)
+        healthy, abandoned = {served()}, set()
+        for _ in range(orphans):
+            conn = send(bouncer.dsn)
+            abandoned.add(served())
+            conn.close()
+        send(bouncer.dsn)
+        healthy.add(served())
+        stack.callback(psycopg.connect(pg.dsn).close)
+        administrator = send(pg.admin_dsn)
+        stack.callback(administrator.cancel_safe)
+        yield Scene(abandoned, healthy, {administrator.info.backend_pid}, before)
+
+
+@contextmanager
+def reports_role(pg: Postgres, role: str) -> Iterator[str]:
+    """The DSN of the report's role, which is made where there is none."""
+    password = new_password()
+    is_new = not pg.value(f"select count(*) from pg_roles where rolname = '{role}'")
+    with psycopg.connect(pg.admin_dsn, autocommit=True) as conn:
+        if is_new:
+            conn.execute(sql.SQL("create role {} login").format(sql.Identifier(role)))
+        secret = conn.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+        conn.execute(sql.SQL("alter role {} password {}").format(sql.Identifier(role), secret))
+        try:
+            yield url(pg.address, role, password, DATABASE)
+        finally:
+            if is_new:
+                conn.execute(sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(role)))
