@@ -332,7 +332,9 @@ def _kill_clients(trial: Trial, bouncer: PgBouncer, clients: int) -> Iterator[En
             program.kill()
             killed = time.monotonic()
             until(lambda pid=pid: pid not in active(trial.sessions), GONE)  # type: ignore[misc]
-            yield End(time.monotonic() - killed, pid)
+            yield (end := End(time.monotonic() - killed, pid))
+            if end.seconds > GONE:
+                break
 
 
 def _served(trial: Trial, programs: Sequence[Killed]) -> tuple[Killed, int]:
