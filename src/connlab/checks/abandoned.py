@@ -148,8 +148,8 @@ class Killed:
 # --- in the learner's process -------------------------------------------------------------------------------
 
 
-def in_a_loop(learner: Learner, names: Sequence[str], patience: float | None) -> None:
-    """A driver: from now on calls of these coroutines run in an event loop, in a thread of its own, and return.
+def in_a_loop(learner: Learner, name: str, patience: float | None, known_as: str) -> None:
+    """A driver: from now on ``known_as`` calls the coroutine ``name`` in an event loop of a thread, and waits for it.
 
     What takes longer than ``patience`` is cancelled, and the call raises TimeoutError.
     """
@@ -157,8 +157,19 @@ def in_a_loop(learner: Learner, names: Sequence[str], patience: float | None) ->
     if loop is None:
         loop = learner.kept["loop"] = asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, daemon=True).start()
-    for name in names:
-        learner.code[name] = _waiting(learner.code[name], loop, patience)
+    learner.code[known_as] = _waiting(learner.code[name], loop, patience)
+
+
+def queued(
+    learner: Learner, arguments: Sequence[tuple[Any, ...]], first: tuple[str, int], others: str, after: float
+) -> list[Answer]:
+    """A driver: calls on "app", all at once. ``first``: a name, and how many go by it; the others come ``after`` it."""
+    name, number = first
+    with ThreadPoolExecutor(len(arguments)) as threads:
+        calls = [threads.submit(learner.call, name, *given, on="app") for given in arguments[:number]]
+        time.sleep(after)
+        calls += [threads.submit(learner.call, others, *given, on="app") for given in arguments[number:]]
+        return [each.result() for each in calls]
 
 
 def _waiting(

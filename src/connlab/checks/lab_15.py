@@ -17,15 +17,14 @@ from typing import Any
 import psycopg
 
 from connlab.checks import lab_15_texts as texts
-from connlab.checks.abandoned import Killed, LongQuery, Watch, active, in_a_loop, retrying, scripted, until
+from connlab.checks.abandoned import Killed, LongQuery, Watch, active, in_a_loop, queued, retrying, scripted, until
 from connlab.checks.answers import Answer, Problem, problems
 from connlab.checks.drivers import call, load
 from connlab.checks.errors import Hangs
-from connlab.checks.lab_15_scene import Scene, reports_role, scene_of, service
+from connlab.checks.lab_15_scene import Scene, orders_locked, reports_role, scene_of, service
 from connlab.checks.pools import kept_after_requests
 from connlab.checks.protection import unprotected
 from connlab.checks.sandbox import Pending, Sandbox
-from connlab.checks.sessions import locked
 from connlab.checks.trial import Trial, check
 from connlab.pgbouncer import PgBouncer
 from connlab.postgres import Postgres
@@ -91,7 +90,7 @@ def cancels(trial: Trial, start: Function, ask: Function, pg: Postgres) -> None:
     """Write `start` and `ask`: the row, or after 0.3 seconds a TimeoutError and no query that goes on."""
     with service(trial, pg, POOL, start=start, ask=ask) as (box, bouncer):
         _start(trial, box, "start", bouncer)
-        _gives_up(trial, box, "ask", pg, bouncer, texts.BACK, texts.LEFT)
+        _gives_up(trial, box, "ask", "ask", pg, bouncer, (texts.BACK, texts.LEFT))
         _answered(trial, box, "ask", pg)
         _not_cut_short(trial, box, pg)
 
@@ -100,10 +99,13 @@ def cancels(trial: Trial, start: Function, ask: Function, pg: Postgres) -> None:
 def cancels_tasks(trial: Trial, start_async: Function, ask_async: Function, pg: Postgres) -> None:
     """Write the coroutines `start_async` and `ask_async`: who awaits them cancels after 0.3 seconds."""
     with service(trial, pg, POOL, start_async=start_async, ask_async=ask_async) as (box, bouncer):
-        box.do(WITHIN, in_a_loop, ["start_async"], None)
-        box.do(WITHIN, in_a_loop, ["ask_async"], PATIENCE)
+        # Who waits for a connection leaves first, so that none gets one in the moment in which it leaves: psycopg's
+        # cancel could then be there before the query, and would do nothing.
+        box.do(WITHIN, in_a_loop, "ask_async", PATIENCE / 2, "ask_briefly")
+        box.do(WITHIN, in_a_loop, "ask_async", PATIENCE, "ask_async")
+        box.do(WITHIN, in_a_loop, "start_async", None, "start_async")
         _start(trial, box, "start_async", bouncer)
-        _gives_up(trial, box, "ask_async", pg, bouncer, texts.BLOCKS, texts.LEFT_BY_TASK)
+        _gives_up(trial, box, "ask_async", "ask_briefly", pg, bouncer, (texts.BLOCKS, texts.LEFT_BY_TASK))
         _answered(trial, box, "ask_async", pg)
 
 
@@ -143,10 +145,11 @@ def retries(trial: Trial, start: Function, ask: Function, ask_again: Function, p
     """Write `ask_again`: it tries again after a TimeoutError, three times in all, and within the service's budget."""
     with service(trial, pg, POOL, start=start, ask=ask, ask_again=ask_again) as (box, bouncer):
         _start(trial, box, "start", bouncer)
+        box.do(WITHIN, load, "ask", _users(2 * POOL), 2 * POOL, on="app")
         spent = _tries_by_script(trial, box)
         callers = 12 if _fast() else 24
         allowed = callers + SPARE + int(SHARE * (callers + 2)) - spent
-        with locked(pg, "orders"), Watch(trial.sessions) as watch:
+        with orders_locked(trial, pg), Watch(trial.sessions) as watch:
             pending = box.begin(retrying, _users(callers), callers)
             asked, _ = _in_time(pending, 2 * BACK)
         answers, attempts = asked or pending.result(WITHIN)
@@ -172,22 +175,26 @@ def retries(trial: Trial, start: Function, ask: Function, ask_again: Function, p
 
 
 def _gives_up(
-    trial: Trial, box: Sandbox, name: str, pg: Postgres, bouncer: PgBouncer, late_look: str, left_look: str
+    trial: Trial, box: Sandbox, name: str, others: str, pg: Postgres, bouncer: PgBouncer, looks: tuple[str, str]
 ) -> None:
-    """Callers that all get no answer: when they are back, with what, and what still runs then."""
+    """Callers that all get no answer: when they are back, with what, and what still runs then.
+
+    ``looks``: for callers that are late, and for queries that are left.
+    """
     callers = 8 if _fast() else 16
-    with locked(pg, "orders"), Watch(trial.sessions) as watch:
-        pending = box.begin(load, name, _users(callers), callers, on="app")
+    box.do(WITHIN, load, name, _users(2 * POOL), 2 * POOL, on="app")  # a pool that is still opening is another matter
+    with orders_locked(trial, pg), Watch(trial.sessions) as watch:
+        pending = box.begin(queued, _users(callers), (name, POOL), others, 0 if name == others else PATIENCE / 10)
         answers, hang = _in_time(pending, BACK)
         queue = _waiting(bouncer)
         left = until(lambda: not active(trial.sessions), SOON) or len(active(trial.sessions))
     done = answers or pending.result(WITHIN)
     late = [answer for answer in done if answer.seconds > BACK]
     trial.expect(
-        f"{callers} callers are back within {BACK:g} s: each gives up after {PATIENCE:g} s",
+        f"{callers} callers are back within {BACK:g} s: none waits longer than {PATIENCE:g} s",
         f"{callers - len(late)} of them{f'; the others were in {hang.place}' if hang and hang.place else ''}",
         not late,
-        texts.QUEUE.format(queue) if queue else texts.NO_LIMIT if hang and hang.in_pool else late_look,
+        texts.QUEUE.format(queue) if queue else texts.NO_LIMIT if hang and hang.in_pool else looks[0],
     )
     wrong = _not_timed_out(done)
     trial.expect(
@@ -198,7 +205,7 @@ def _gives_up(
         f"no query of the service still runs {SOON:g} s after the last caller has gone",
         "none" if left is True else f"{left}",
         left is True,
-        left_look,
+        looks[1],
     )
 
 
@@ -271,7 +278,7 @@ def _not_cut_short(trial: Trial, box: Sandbox, pg: Postgres) -> None:
     """A quick request, then a slower one on the same connection: what was to cancel the first must not hit it."""
     box.do(WITHIN, load, "ask", _users(POOL), POOL, on="app")
     time.sleep(0.4 * PATIENCE)
-    with locked(pg, "orders"):
+    with orders_locked(trial, pg):
         pending = box.begin(load, "ask", _users(POOL), POOL, on="app")
         time.sleep(0.75 * PATIENCE)
     early = [each for each in pending.result(WITHIN) if each.problem and each.seconds < 0.9 * PATIENCE]
@@ -352,7 +359,7 @@ def _served(trial: Trial, programs: Sequence[Killed]) -> tuple[Killed, int]:
 
 
 def _warm(bouncer: PgBouncer) -> None:
-    """Have PgBouncer open its server connections."""
+    """Have PgBouncer open its server connections: on a busy machine that alone can take a caller's patience."""
     with ExitStack() as stack:
         for _ in range(POOL):
             stack.enter_context(psycopg.connect(bouncer.dsn)).execute("select 1")
@@ -387,6 +394,7 @@ def _pids(trial: Trial, answer: Answer, scene: Scene) -> set[int]:
 
 
 def _start(trial: Trial, box: Sandbox, name: str, bouncer: PgBouncer) -> None:
+    _warm(bouncer)
     _returns(trial, f"`{name}(dsn)` returns", box.do(WITHIN, call, name, bouncer.dsn, keep="app"))
 
 

@@ -14,6 +14,7 @@ from connlab.checks import lab_15_texts as texts
 from connlab.checks.abandoned import active, until
 from connlab.checks.errors import CheckError
 from connlab.checks.sandbox import Sandbox
+from connlab.checks.sessions import locked
 from connlab.checks.trial import Trial
 from connlab.node import new_password, url
 from connlab.pgbouncer import PgBouncer
@@ -32,6 +33,18 @@ def service(trial: Trial, pg: Postgres, pool: int, **code: Callable[..., Any]) -
     """
     with ExitStack() as after, trial.sandbox(pg, **code) as box:
         yield box, after.enter_context(pg.pgbouncer(pool_mode="transaction", default_pool_size=pool))
+
+
+@contextmanager
+def orders_locked(trial: Trial, pg: Postgres) -> Iterator[None]:
+    """Every query of the service's waits, for the length of the block."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(pg, "orders", within=2))
+        except psycopg.errors.LockNotAvailable:
+            held = sum((row["state"] or "").startswith("idle in transaction") for row in trial.sessions.now())
+            trial.expect("no transaction is open when all requests have been answered", f"{held}", False, texts.OPEN)
+        yield
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ QUEUE = (
     "send them home? PgBouncer's pool has room for two."
 )
 RETURNS = "A caller that got no row must hear of it: raise TimeoutError."
+BROKEN = (
+    "A cancelled query leaves its transaction failed, and the next request got the connection like that. End the "
+    "transaction before the connection goes back: `with pool.connection()` does so."
+)
 OTHER_ERROR = {
     "PoolTimeout": (
         "`PoolTimeout` is what psycopg_pool calls it when no connection comes back in time; it is no TimeoutError of "
@@ -52,6 +56,7 @@ OTHER_ERROR = {
         "The connection is lost, and the caller gets the driver's word for it. To give up, no connection need be lost: "
         "psycopg can cancel a query, and the connection stays."
     ),
+    "InFailedSqlTransaction": BROKEN,
 }
 CLOSED = (
     "More queries run than PgBouncer has connections. Somebody closes a connection while its query runs: PgBouncer "
@@ -64,9 +69,9 @@ LEFT = (
     "method for it, which another thread may call."
 )
 ROW = "Return the row as `fetchone()` gives it."
-BROKEN = (
-    "A cancelled query leaves its transaction failed, and the next request got the connection like that. End the "
-    "transaction before the connection goes back: `with pool.connection()` does so."
+OPEN = (
+    "A request has got its row and left its transaction open. PgBouncer keeps the server connection for it, and the "
+    "locks stay. End the transaction before the connection goes back: `with pool.connection()` does so."
 )
 LEAK = (
     "Connections have not come back, and later requests give up without having asked anything. Which line gives the "
