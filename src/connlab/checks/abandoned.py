@@ -82,8 +82,8 @@ class LongQuery:
     """A query that takes ``seconds``, and a client that waits for it; cancelled when the ``with`` block is left."""
 
     def __init__(self, dsn: str, seconds: float) -> None:
-        self.seconds = seconds
-        self._conn = psycopg.connect(dsn, autocommit=True)
+        self.seconds, self._dsn = seconds, dsn
+        self._conn: psycopg.Connection | None = None
         self._problem: psycopg.Error | None = None
         self._thread = threading.Thread(target=self._run, name="connlab-long-query", daemon=True)
 
@@ -94,7 +94,8 @@ class LongQuery:
 
     def _run(self) -> None:
         try:
-            self._conn.execute("select pg_sleep(%s)", [self.seconds])
+            with psycopg.connect(self._dsn, autocommit=True) as self._conn:
+                self._conn.execute("select pg_sleep(%s)", [self.seconds])
         except psycopg.Error as problem:
             self._problem = problem
 
@@ -105,11 +106,10 @@ class LongQuery:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._conn:
             with contextlib.suppress(psycopg.Error):
                 self._conn.cancel_safe(timeout=2)
         self._thread.join(2)
-        self._conn.close()
 
 
 class Killed:

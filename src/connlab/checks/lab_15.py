@@ -18,7 +18,7 @@ import psycopg
 
 from connlab.checks import lab_15_texts as texts
 from connlab.checks.abandoned import Killed, LongQuery, Watch, active, in_a_loop, queued, retrying, scripted, until
-from connlab.checks.answers import Answer, Problem, problems
+from connlab.checks.answers import LONGEST, Answer, Problem, problems
 from connlab.checks.drivers import call, load
 from connlab.checks.errors import Hangs
 from connlab.checks.lab_15_scene import Scene, orders_locked, reports_role, scene_of, service
@@ -90,7 +90,7 @@ def cancels(trial: Trial, start: Function, ask: Function, pg: Postgres) -> None:
     """Write `start` and `ask`: the row, or after 0.3 seconds a TimeoutError and no query that goes on."""
     with service(trial, pg, POOL, start=start, ask=ask) as (box, bouncer):
         _start(trial, box, "start", bouncer)
-        _gives_up(trial, box, "ask", "ask", pg, bouncer, (texts.BACK, texts.LEFT))
+        _gives_up(trial, box, "ask", "ask", pg, bouncer, (texts.BACK, texts.LEFT, texts.RETURNS))
         _answered(trial, box, "ask", pg)
         _not_cut_short(trial, box, pg)
 
@@ -105,7 +105,9 @@ def cancels_tasks(trial: Trial, start_async: Function, ask_async: Function, pg: 
         box.do(WITHIN, in_a_loop, "ask_async", PATIENCE, "ask_async")
         box.do(WITHIN, in_a_loop, "start_async", None, "start_async")
         _start(trial, box, "start_async", bouncer)
-        _gives_up(trial, box, "ask_async", "ask_briefly", pg, bouncer, (texts.BLOCKS, texts.LEFT_BY_TASK))
+        _gives_up(
+            trial, box, "ask_async", "ask_briefly", pg, bouncer, (texts.BLOCKS, texts.LEFT_BY_TASK, texts.SWALLOWED)
+        )
         _answered(trial, box, "ask_async", pg)
 
 
@@ -158,7 +160,7 @@ def retries(trial: Trial, start: Function, ask: Function, ask_again: Function, p
             f"{allowed - callers} again, and {SLACK} that counters may miss in many threads",
             f"{len(attempts)} attempts",
             len(attempts) <= allowed + SLACK,
-            texts.BUDGET.format(_most_tries(attempts)) if asked else texts.ENDLESS.format(2 * BACK),
+            texts.BUDGET.format(*[_most_tries(attempts)] * 2) if asked else texts.ENDLESS.format(2 * BACK),
         )
         wrong = _not_timed_out(answers)
         trial.expect(
@@ -175,11 +177,11 @@ def retries(trial: Trial, start: Function, ask: Function, ask_again: Function, p
 
 
 def _gives_up(
-    trial: Trial, box: Sandbox, name: str, others: str, pg: Postgres, bouncer: PgBouncer, looks: tuple[str, str]
+    trial: Trial, box: Sandbox, name: str, others: str, pg: Postgres, bouncer: PgBouncer, looks: tuple[str, str, str]
 ) -> None:
     """Callers that all get no answer: when they are back, with what, and what still runs then.
 
-    ``looks``: for callers that are late, and for queries that are left.
+    ``looks``: for callers that are late, for queries that are left, and for what is returned in place of an error.
     """
     callers = 8 if _fast() else 16
     box.do(WITHIN, load, name, _users(2 * POOL), 2 * POOL, on="app")  # a pool that is still opening is another matter
@@ -198,7 +200,10 @@ def _gives_up(
     )
     wrong = _not_timed_out(done)
     trial.expect(
-        f"{callers} times a TimeoutError", f"{callers - len(wrong)} times{_first(wrong)}", not wrong, _raises(wrong)
+        f"{callers} times a TimeoutError",
+        f"{callers - len(wrong)} times{_first(wrong)}",
+        not wrong,
+        _raises(wrong, looks[2]),
     )
     _within_pool(trial, watch)
     trial.expect(
@@ -225,9 +230,9 @@ def _not_timed_out(answers: Sequence[Answer]) -> list[Answer]:
     return [each for each in answers if not each.problem or "TimeoutError" not in each.problem.kinds]
 
 
-def _raises(wrong: Sequence[Answer]) -> str:
+def _raises(wrong: Sequence[Answer], returned: str) -> str:
     if not wrong or not wrong[0].problem:
-        return texts.RETURNS
+        return returned
     return texts.OTHER_ERROR.get(wrong[0].problem.name, texts.READ)
 
 
@@ -385,7 +390,7 @@ def _pids(trial: Trial, answer: Answer, scene: Scene) -> set[int]:
     value = answer.value
     is_list = isinstance(value, (list, tuple)) and all(isinstance(each, int) for each in value)
     if not is_list:
-        trial.expect("a list of process ids", f"{value!r}", False, texts.LIST)
+        trial.expect("a list of process ids", f"{value!r}"[:LONGEST], False, texts.LIST)
     pids: set[int] = set(value)
     return pids - scene.before
 

@@ -92,6 +92,10 @@ BLOCKS = (
     "A task can be cancelled only where it awaits. A call that blocks, such as one of psycopg's ordinary connections, "
     "holds up the loop with all its tasks, and nobody's patience ends meanwhile."
 )
+SWALLOWED = (
+    "A task that is cancelled must end so: who cancels it waits for that, and turns it into TimeoutError. Let "
+    "`asyncio.CancelledError` go on, after whatever has to be put in order."
+)
 LEFT_BY_TASK = (
     "The tasks are cancelled, and the server works on for them. A cancelled task does not end a thread that it waits "
     "for, nor a task that is shielded. psycopg's asynchronous connections end the query themselves when the task that "
@@ -140,7 +144,7 @@ HOPELESS = (
 )
 BUDGET = (
     "One request made up to {} attempts. A limit for each request is not enough: when all give up, all try again, and "
-    "a slow server gets twice the work. The service needs a budget for all of them: count requests and retries in "
+    "a slow server gets {} times the work. The service needs a budget for all of them: count requests and retries in "
     "`app`, and do not try again when the retries are more than 3 and a fifth of the requests."
 )
 ENDLESS = (
