@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 
 from connlab.checks import lab_15_texts as texts
-from connlab.checks.abandoned import Killed, LongQuery, Watch, active, in_a_loop, queued, retrying, scripted, until
+from connlab.checks.abandoned import LongQuery, Watch, active, in_a_loop, queued, retrying, scripted, until
 from connlab.checks.answers import LONGEST, Answer, Problem, problems
 from connlab.checks.drivers import call, load
 from connlab.checks.errors import Hangs
-from connlab.checks.lab_15_scene import Scene, orders_locked, reports_role, scene_of, service
+from connlab.checks.lab_15_scene import End, Scene, kill_clients, orders_locked, reports_role, scene_of, service
 from connlab.checks.pools import kept_after_requests
 from connlab.checks.protection import unprotected
 from connlab.checks.sandbox import Pending, Sandbox
@@ -126,7 +125,7 @@ def protects(trial: Trial, protect: Function, pg: Postgres) -> None:
         with ExitStack() as stack:
             report = stack.enter_context(LongQuery(report_dsn, 1.0 if _fast() else 3.0))
             request = stack.enter_context(LongQuery(bouncer.dsn, PATIENCE * 0.8))
-            ended = list(_kill_clients(trial, bouncer, 3 if _fast() else 6))
+            ended = list(kill_clients(trial, bouncer, 3 if _fast() else 6, GONE))
             longest = max(end.seconds for end in ended)
             trial.expect(
                 f"the query of a client that was killed ends within {GONE:g} s ({len(ended)} killed)",
@@ -189,7 +188,8 @@ def _gives_up(
         pending = box.begin(queued, _users(callers), (name, POOL), others, 0 if name == others else PATIENCE / 10)
         answers, hang = _in_time(pending, 1.5 * BACK)  # the callers may have begun a little later
         looked, queue = time.perf_counter(), _waiting(bouncer)  # the clock of all processes
-        left = until(lambda: not active(trial.sessions), SOON) or len(active(trial.sessions))
+        until(lambda: not active(trial.sessions), SOON)
+        left = len(active(trial.sessions))
     done = answers or pending.result(WITHIN)
     late = [each for each in done if each.seconds > BACK or (hang and each.began + each.seconds > looked)]
     trial.expect(
@@ -208,8 +208,8 @@ def _gives_up(
     _within_pool(trial, watch)
     trial.expect(
         f"no query of the service still runs {SOON:g} s after the last caller has gone",
-        "none" if left is True else f"{left}",
-        left is True,
+        f"{left}" if left else "none",
+        not left,
         looks[1],
     )
 
@@ -324,43 +324,6 @@ def _most_tries(attempts: Sequence[int]) -> int:
 
 
 # --- killed clients -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class End:
-    """How long a query went on after its client had been killed."""
-
-    seconds: float
-    pid: int
-
-
-def _kill_clients(trial: Trial, bouncer: PgBouncer, clients: int) -> Iterator[End]:
-    """Programs ask through PgBouncer; one after the other is killed with SIGKILL while the server works for it."""
-    with ExitStack() as stack:
-        programs = [stack.enter_context(Killed(bouncer.dsn)) for _ in range(clients)]
-        while programs:
-            program, pid = _served(trial, programs)
-            programs.remove(program)
-            program.kill()
-            killed = time.monotonic()
-            until(lambda pid=pid: pid not in active(trial.sessions), GONE)  # type: ignore[misc]
-            yield (end := End(time.monotonic() - killed, pid))
-            if end.seconds > GONE:
-                break
-
-
-def _served(trial: Trial, programs: Sequence[Killed]) -> tuple[Killed, int]:
-    """One of the programs that the server works for, and the process id of its backend."""
-    found: list[tuple[Killed, int]] = []
-
-    def look() -> bool:
-        running = active(trial.sessions)
-        found.extend((each, pid) for each in programs for pid, query in running.items() if each.mark in query)
-        return bool(found)
-
-    if not until(look, WITHIN):
-        trial.expect("clients of the service are let in, and served", f"none within {WITHIN:g} s", False, texts.SHUT)
-    return found[0]
 
 
 def _warm(bouncer: PgBouncer) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from connlab.checks import lab_15_texts as texts
-from connlab.checks.abandoned import active, until
+from connlab.checks.abandoned import Killed, active, until
 from connlab.checks.errors import CheckError
 from connlab.checks.sandbox import Sandbox
 from connlab.checks.sessions import locked
@@ -131,3 +132,43 @@ def reports_role(pg: Postgres, role: str) -> Iterator[str]:
         finally:
             if is_new:
                 conn.execute(sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(role)))
+
+
+@dataclass(frozen=True)
+class End:
+    """How long a query went on after its client had been killed."""
+
+    seconds: float
+    pid: int
+
+
+def kill_clients(trial: Trial, bouncer: PgBouncer, clients: int, gone: float) -> Iterator[End]:
+    """Programs ask through PgBouncer; one after the other is killed with SIGKILL while the server works for it.
+
+    The first whose query goes on for ``gone`` seconds ends it.
+    """
+    with ExitStack() as stack:
+        programs = [stack.enter_context(Killed(bouncer.dsn)) for _ in range(clients)]
+        while programs:
+            program, pid = _served(trial, programs)
+            programs.remove(program)
+            program.kill()
+            killed = time.monotonic()
+            until(lambda pid=pid: pid not in active(trial.sessions), gone)  # type: ignore[misc]
+            yield (end := End(time.monotonic() - killed, pid))
+            if end.seconds > gone:
+                break
+
+
+def _served(trial: Trial, programs: Sequence[Killed]) -> tuple[Killed, int]:
+    """One of the programs that the server works for, and the process id of its backend."""
+    found: list[tuple[Killed, int]] = []
+
+    def look() -> bool:
+        running = active(trial.sessions)
+        found.extend((each, pid) for each in programs for pid, query in running.items() if each.mark in query)
+        return bool(found)
+
+    if not until(look, WITHIN):
+        trial.expect("clients of the service are let in, and served", f"none within {WITHIN:g} s", False, texts.SHUT)
+    return found[0]
