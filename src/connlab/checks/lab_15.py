@@ -20,7 +20,16 @@ from connlab.checks.abandoned import LongQuery, Watch, active, in_a_loop, queued
 from connlab.checks.answers import LONGEST, Answer, Problem, problems
 from connlab.checks.drivers import call, load
 from connlab.checks.errors import Hangs
-from connlab.checks.lab_15_scene import End, Scene, kill_clients, orders_locked, reports_role, scene_of, service
+from connlab.checks.lab_15_scene import (
+    End,
+    Scene,
+    kill_clients,
+    longer_than_allowed,
+    orders_locked,
+    reports_role,
+    scene_of,
+    service,
+)
 from connlab.checks.pools import kept_after_requests
 from connlab.checks.protection import unprotected
 from connlab.checks.sandbox import Pending, Sandbox
@@ -123,7 +132,7 @@ def protects(trial: Trial, protect: Function, pg: Postgres) -> None:
         answer = box.do(WITHIN, call, "protect", pg.admin_dsn, bouncer.admin_dsn)
         _returns(trial, "`protect(server, console)` returns", answer)
         with ExitStack() as stack:
-            report = stack.enter_context(LongQuery(report_dsn, 1.0 if _fast() else 3.0))
+            report = stack.enter_context(LongQuery(report_dsn, longer_than_allowed(report_dsn, 0.8 if _fast() else 3)))
             request = stack.enter_context(LongQuery(bouncer.dsn, PATIENCE * 0.8))
             ended = list(kill_clients(trial, bouncer, 3 if _fast() else 6, GONE))
             longest = max(end.seconds for end in ended)
@@ -185,7 +194,9 @@ def _gives_up(
     callers = 8 if _fast() else 16
     box.do(WITHIN, load, name, _users(2 * POOL), 2 * POOL, on="app")  # a pool that is still opening is another matter
     with orders_locked(trial, pg), Watch(trial.sessions) as watch:
-        pending = box.begin(queued, _users(callers), (name, POOL), others, 0 if name == others else PATIENCE / 10)
+        # Two are served; the others come while these wait, and leave later, or, with less patience, before.
+        after = PATIENCE / 2 if name == others else PATIENCE / 10
+        pending = box.begin(queued, _users(callers), (name, POOL), others, after)
         answers, hang = _in_time(pending, 1.5 * BACK)  # the callers may have begun a little later
         looked, queue = time.perf_counter(), _waiting(bouncer)  # the clock of all processes
         until(lambda: not active(trial.sessions), SOON)

@@ -134,6 +134,20 @@ def reports_role(pg: Postgres, role: str) -> Iterator[str]:
                 conn.execute(sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(role)))
 
 
+def longer_than_allowed(dsn: str, seconds: float) -> float:
+    """How long a query must take to meet the ``statement_timeout`` of this session; ``seconds`` where it has none.
+
+    At most 3: a report may have a limit, if it is a generous one.
+    """
+    try:
+        with psycopg.connect(dsn) as conn:
+            allowed = conn.execute("select setting::int from pg_settings where name = 'statement_timeout'").fetchall()
+    except psycopg.Error:  # whoever asks for the report will find out
+        return seconds
+    milliseconds: int = allowed[0][0]
+    return max(seconds, min(3.0, 1.3 * milliseconds / 1000))
+
+
 @dataclass(frozen=True)
 class End:
     """How long a query went on after its client had been killed."""
