@@ -14,7 +14,7 @@ from psycopg import sql
 
 from connlab.postgres import Postgres
 
-ORDINARY = "select pid, state, state_change, wait_event_type from pg_stat_activity where usename = 'app'"
+ORDINARY = "select pid, state, state_change, wait_event_type, query from pg_stat_activity where usename = 'app'"
 AUTHORIZED = re.compile(r"connection authorized: user=app\b")
 PERIOD = 0.02
 
@@ -69,9 +69,14 @@ def opened(pg: Postgres, mark: int) -> int:
 
 
 @contextmanager
-def locked(pg: Postgres, table: str) -> Iterator[None]:
-    """Nobody reads the table meanwhile: who tries waits in the server."""
+def locked(pg: Postgres, table: str, within: float = 0) -> Iterator[None]:
+    """Nobody reads the table meanwhile: who tries waits in the server.
+
+    ``within`` limits the wait for those who have read it and hold a transaction open, in seconds; 0 is no limit.
+    Raises psycopg's LockNotAvailable.
+    """
     with psycopg.connect(pg.admin_dsn, application_name="connlab") as conn:
+        conn.execute(f"set lock_timeout = {round(1000 * within)}")
         conn.execute(sql.SQL("lock table {} in access exclusive mode").format(sql.Identifier(table)))
         yield
         conn.rollback()
