@@ -57,6 +57,7 @@ class PgBouncer(Node):
         console: Login,
         ini: str | None,
         settings: Mapping[str, Value],
+        choice: str | None = None,
     ) -> Self:
         """Start one in front of ``server``, which ``pg.pgbouncer`` calls. ``role`` and ``console`` may log in."""
         wanted = dict(settings)
@@ -64,7 +65,7 @@ class PgBouncer(Node):
         if port is not None and (isinstance(port, bool) or not isinstance(port, int)):
             raise SettingError(f"listen_port takes a whole number, not {port!r}")
         configuration.check_names(wanted, REFUSED)
-        program = runtime.prepare("pgbouncer", port=port)
+        program = runtime.prepare("pgbouncer", port=port, choice=choice)
         try:
             bouncer = cls(program, role, console, complete_ini(ini or "", wanted, server, program.listen))
             program.write("userlist.txt", bouncer._userlist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -130,22 +131,33 @@ class Postgres(Node):
         """The text of postgresql.conf that this server was started with."""
         return self._conf
 
-    def pgbouncer(self, *, ini: str | None = None, **settings: Value) -> PgBouncer:
+    def pgbouncer(
+        self, *, ini: str | None = None, program: str | os.PathLike[str] | None = None, **settings: Value
+    ) -> PgBouncer:
         """Put a PgBouncer in front of this server; any number of them.
 
         Keywords are settings of pgbouncer.ini's section [pgbouncer]; ``ini`` is the text of such a file. Where to
         listen is always added, and what it does not say about whom to let in and which server stands behind;
-        ``.ini`` shows the result.
+        ``.ini`` shows the result. ``program`` chooses a version, as ``pgbouncer_programs`` lists them.
 
         Raises SettingError, ProgramMissing, StartError.
         """
         self._must_run()
+        choice = os.fspath(program) if program is not None else None
         bouncer = PgBouncer.in_front_of(
-            self.inner_address, self._runtime, self._logins[ROLE], self._logins[CONSOLE], ini, settings
+            self.inner_address, self._runtime, self._logins[ROLE], self._logins[CONSOLE], ini, settings, choice
         )
         self._fronts.append(bouncer)
         started.remember(bouncer, self._runtime.name)
         return bouncer
+
+    def pgbouncer_programs(self) -> list[str]:
+        """The PgBouncers that are here, each version once, for ``pg.pgbouncer(program=…)``; the usual one is first.
+
+        With the local backend these are paths: of ``CONNLAB_PGBOUNCER``, of the system's and of the unpacked package.
+        With docker it is the name of the one image. Raises ProgramMissing.
+        """
+        return self._runtime.choices()
 
     def reload(self) -> None:
         """Have the server read its configuration again (SIGHUP); returns when new connections see it."""

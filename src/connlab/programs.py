@@ -130,6 +130,39 @@ def find_pgbouncer(*, fetch: bool = True, say: Callable[[str], None] = print) ->
     return _first_pgbouncer(looked) or _unpacked_pgbouncer(looked, fetch, say)
 
 
+def pgbouncers() -> list[PgBouncerProgram]:
+    """Every PgBouncer that is here, each version once: the one that ``find_pgbouncer`` takes comes first.
+
+    Nothing is fetched. Raises ProgramMissing when ``CONNLAB_PGBOUNCER`` names one that cannot be used. Example:
+
+        >>> [str(program.version) for program in pgbouncers()]
+        ['1.24.1', '1.18.0']
+    """
+    found: dict[str, PgBouncerProgram] = {}
+    for program in _pgbouncers_here():
+        found.setdefault(str(program.version), program)
+    return list(found.values())
+
+
+def pgbouncer_at(path: str) -> PgBouncerProgram:
+    """The PgBouncer at ``path``, with the libraries it needs when it is one of those here. Raises ProgramMissing."""
+    wanted = Path(path).expanduser().absolute()
+    for program in _pgbouncers_here():
+        if program.path == wanted:
+            return program
+    try:
+        return _pgbouncer_at(wanted, "program=", _libraries())
+    except _Unusable as problem:
+        raise ProgramMissing(
+            f"program={path!r} cannot be used.",
+            [str(problem)],
+            [
+                f"name a PgBouncer program, {OLDEST_PGBOUNCER} or later",
+                "leave it out: the first of `pg.pgbouncer_programs()` is taken then",
+            ],
+        ) from None
+
+
 # PostgreSQL
 
 
@@ -256,6 +289,16 @@ def _first_pgbouncer(looked: list[str]) -> PgBouncerProgram | None:
     except _Unusable as problem:
         looked.append(f"the cache: {problem}")
     return None
+
+
+def _pgbouncers_here() -> list[PgBouncerProgram]:
+    chosen = os.environ.get("CONNLAB_PGBOUNCER")
+    looks: list[Callable[[], PgBouncerProgram]] = [
+        functools.partial(_pgbouncer_at, path, "system") for path in _system_pgbouncers()
+    ]
+    looks.append(lambda: _pgbouncer_unpacked_in(_package_folder()))
+    found = [_chosen_pgbouncer(chosen)] if chosen else []
+    return found + [program for look in looks if (program := _or_none(look))]
 
 
 def _system_pgbouncers() -> list[Path]:

@@ -345,6 +345,20 @@ def test_pgbouncers_version_is_the_one_it_tells(bouncer: PgBouncer) -> None:
     assert bouncer.version >= (1, 18)
 
 
+def test_each_pgbouncer_that_is_here_can_be_chosen(start: Start) -> None:
+    pg = start()
+    programs = pg.pgbouncer_programs()
+    versions = [pg.pgbouncer(program=program).version for program in programs]
+    assert len(set(versions)) == len(programs) >= 1
+    assert pg.pgbouncer().version == versions[0]
+
+
+def test_a_pgbouncer_that_is_not_here_is_refused(start: Start) -> None:
+    pg = start()
+    with pytest.raises(ConnlabError, match="program='/nowhere/pgbouncer'"):
+        pg.pgbouncer(program="/nowhere/pgbouncer")
+
+
 def test_the_log_is_read_since_the_start_and_since_a_mark(server: Postgres) -> None:
     say(server, "before the mark")
     mark = server.mark()

@@ -312,6 +312,33 @@ def test_a_pgbouncer_on_the_path_is_taken(monkeypatch: pytest.MonkeyPatch, open_
     assert (found.path, str(found.version), found.source) == (new, "1.25.0", "system")
 
 
+def test_all_pgbouncers_that_are_here_each_version_once(
+    monkeypatch: pytest.MonkeyPatch, open_dir: Path, cache: Path
+) -> None:
+    for folder in ("chosen", "path"):
+        (open_dir / folder).mkdir()
+        (open_dir / folder).chmod(0o755)
+    chosen = stand_in(open_dir / "chosen" / "pgbouncer", "PgBouncer 1.25.0")
+    system = stand_in(open_dir / "path" / "pgbouncer", "PgBouncer 1.24.1")
+    monkeypatch.setenv("PATH", f"{open_dir / 'path'}:/bin")
+    monkeypatch.setattr(programs, "_PGBOUNCER_DIRECTORIES", (str(open_dir / "path"),))
+    assert [program.path for program in programs.pgbouncers()] == [system]
+    monkeypatch.setenv("CONNLAB_PGBOUNCER", str(chosen))
+    assert [program.path for program in programs.pgbouncers()] == [chosen, system]
+    stand_in(system, "PgBouncer 1.25.0")
+    assert [program.path for program in programs.pgbouncers()] == [chosen]
+    stand_in(system, "PgBouncer 1.17.0")
+    assert [program.path for program in programs.pgbouncers()] == [chosen]
+
+
+def test_a_pgbouncer_by_its_path(open_dir: Path, cache: Path, no_system_pgbouncer: None) -> None:
+    path = stand_in(open_dir / "pgbouncer", "PgBouncer 1.25.0")
+    assert str(programs.pgbouncer_at(str(path)).version) == "1.25.0"
+    with pytest.raises(ProgramMissing, match="no such program") as caught:
+        programs.pgbouncer_at(str(open_dir / "missing"))
+    assert any("pgbouncer_programs" in way for way in caught.value.ways_out)
+
+
 def test_where_nothing_may_be_fetched_nothing_is(
     monkeypatch: pytest.MonkeyPatch, cache: Path, no_system_pgbouncer: None
 ) -> None:

@@ -114,9 +114,15 @@ class Runtime(Protocol):
     def name(self) -> str:
         """``local`` or ``docker``."""
 
-    def prepare(self, kind: str, *, port: int | None = None, on_disk: bool = False) -> Program:
+    def prepare(
+        self, kind: str, *, port: int | None = None, on_disk: bool = False, choice: str | None = None
+    ) -> Program:
         """A program of this kind, ready to be started: found, with a directory and a port of its own.
 
-        For "postgres" the directory holds an initialised ``data``. ``port`` None: one that is free.
+        For "postgres" the directory holds an initialised ``data``. ``port`` None: one that is free. ``choice``, for
+        "pgbouncer": which one, as ``choices`` names them; None: the first.
         Raises ProgramMissing, StartError.
         """
+
+    def choices(self) -> list[str]:
+        """The PgBouncers that could run here, each version once: paths of programs, or the image's name."""

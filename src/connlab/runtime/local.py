@@ -16,14 +16,21 @@ class LocalRuntime:
 
     name = "local"
 
-    def prepare(self, kind: str, *, port: int | None = None, on_disk: bool = False) -> Program:
+    def prepare(
+        self, kind: str, *, port: int | None = None, on_disk: bool = False, choice: str | None = None
+    ) -> Program:
         """See ``connlab.runtime.Runtime.prepare``."""
         if kind == "postgres":
             return self._postgres(port, on_disk)
         if kind == "pgbouncer":
-            found = programs.find_pgbouncer()
+            found = programs.pgbouncer_at(choice) if choice else programs.find_pgbouncer()
             return LocalProgram(kind, found.path, found.version, found.environment, port=port)
         raise ConnlabError(f"the local runtime knows no program {kind!r}; it knows postgres and pgbouncer")
+
+    def choices(self) -> list[str]:
+        """See ``connlab.runtime.Runtime.choices``."""
+        found = programs.pgbouncers() or [programs.find_pgbouncer()]
+        return [str(program.path) for program in found]
 
     def _postgres(self, port: int | None, on_disk: bool) -> Program:
         found = programs.find_postgres()
