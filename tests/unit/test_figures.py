@@ -283,6 +283,14 @@ def test_swim_lanes_tell_who_was_served_and_who_waited() -> None:
     assert "2 clients on 1 server connections" in alt and "Pid 7 served 2 clients" in alt and "1 of the clients" in alt
 
 
+def test_the_label_of_few_swim_lanes_does_not_reach_into_the_title() -> None:
+    made = ALL["swimlanes"]().figure
+    made.draw_without_rendering()
+    axis, head = made.axes[0], made._suptitle
+    label = axis.yaxis.label.get_window_extent()
+    assert label.y1 < head.get_window_extent().y0 and label.y0 > 0
+
+
 def test_swim_lanes_without_holds_say_how_to_record_them() -> None:
     with pytest.raises(ConnlabError, match="holds=True"):
         figures.swimlanes(Recorded())

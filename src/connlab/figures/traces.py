@@ -16,6 +16,8 @@ from connlab.figures.words import joined
 from connlab.recorder import Recorder
 
 MOST_LANES = 40
+FEWEST_LANES = 4
+"""With fewer the figure is as high as with so many, for the label beside them needs the room."""
 
 
 class Bar(NamedTuple):
@@ -89,7 +91,7 @@ def _draw_lanes(made_of: Sequence[Bar], title: str, look: str) -> Picture:
     number_of = {client: str(place + 1) for place, client in enumerate(clients)}
     span = max(bar.end for bar in made_of) - min(bar.start for bar in made_of)
     with style.house_style():
-        made, (axis,) = style.figure(1.3 + 0.34 * len(lanes))
+        made, (axis,) = style.figure(1.3 + 0.34 * max(len(lanes), FEWEST_LANES))
         style.head(made, title)
         for bar in made_of:
             lane = bar.server or f"{bar.client} waits"
@@ -112,7 +114,7 @@ def _draw_lanes(made_of: Sequence[Bar], title: str, look: str) -> Picture:
         axis.set_yticks(range(len(lanes)), [_lane_name(lane, number_of) for lane in lanes])
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
-        axis.set_ylabel("server connections, and who waits" if waiting else "server connections")
+        axis.set_ylabel("server connections,\nand who waits" if waiting else "server connections")
         axis.set_xlabel("seconds since the recording began (a number is a client)")
     return Picture(made, alt=_told_lanes(made_of, servers, clients, waiting), look=look)
 
