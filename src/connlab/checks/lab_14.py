@@ -11,19 +11,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
+import psycopg
+
 from connlab.checks.answers import Answer
 from connlab.checks.drivers import call, load
+from connlab.checks.exempt import expect_migration, expect_nothing_left, expect_report
 from connlab.checks.ladder import (
     WITHIN,
-    Reads,
+    LongReader,
     given_to_pooler,
     in_force,
-    long_reader,
     one_column_more,
     pooler,
     queued,
     reading,
 )
+from connlab.checks.limits import expect_patience, expect_sum, expect_unlimited, expect_within, given_to_queue
 from connlab.checks.probes import (
     End,
     Silent,
@@ -39,31 +42,29 @@ from connlab.checks.probes import (
 )
 from connlab.checks.requests import (
     HANGS,
-    REPORT,
     Work,
     crowd,
     exceptional,
     face_silence,
+    patience,
     shown,
     status,
+    watch_pools,
     work_of,
 )
 from connlab.checks.requirement import (
     BACKUP,
     BUSY,
-    CALLER,
     CONNECTIONS,
-    CONVOY,
     CROWD,
     FORM,
     GIVE_UP,
     HELD,
     IN_THE_WAY,
-    LEAKS,
     LOCK,
     MAPPING,
     MARGIN,
-    MOST_STOOD,
+    NEVER_ASKS,
     OPTIONS,
     PATIENT,
     POOL,
@@ -74,6 +75,7 @@ from connlab.checks.requirement import (
     SOON,
     STATEMENT,
     STATUSES,
+    THIRD,
     TIGHT,
     TRANSACTION,
 )
@@ -101,8 +103,9 @@ Function = Callable[..., Any]
 @check("PostgreSQL's rungs: statement, lock, pause, transaction")
 def server_rungs(trial: Trial, server_settings: Function, pg: Postgres) -> None:
     """Write `server_settings`: SQL that limits the role `app`, whoever connects with it, and nobody else."""
-    with trial.sandbox(pg, server_settings=server_settings) as box, in_force(trial, box, pg):
-        with pooler(pg, trial, size=12) as bouncer, ThreadPoolExecutor(16) as threads, row_locked(pg, 1):
+    with trial.sandbox(pg, server_settings=server_settings) as box, in_force(trial, box, pg) as limits:
+        has = f"A new session of `app` has {limits}."
+        with pooler(pg, trial, box, size=12) as bouncer, ThreadPoolExecutor(16) as threads, row_locked(pg, 1):
             begin, dsn = threads.submit, bouncer.dsn
             slow = [begin(sleeps, dsn, GIVE_UP) for _ in range(2)]
             lock = [begin(waits_for, dsn, 1) for _ in range(2)]
@@ -113,15 +116,16 @@ def server_rungs(trial: Trial, server_settings: Function, pg: Postgres) -> None:
             backup = begin(sleeps, pg.admin_dsn, BACKUP)
             begun: list[Future[Any]] = [*slow, *lock, *forgotten, *long, abandoned, good, backup]
             wait(begun, GIVE_UP + SLACK)  # then the lock is given back, for those whom nothing ends
-        ended_by(trial, "a statement without end", best([each.result() for each in slow], "57014"), "57014", STATEMENT)
-        ended_by(
-            trial, "a statement that waits for a lock", best([each.result() for each in lock], "55P03"), "55P03", LOCK
-        )
-        expect_forgotten(trial, [each.result() for each in forgotten])
-        expect_long(trial, pg, best([each.result() for each in long], "25P04"))
-        expect_abandoned(trial, abandoned.result())
+        end = best([each.result() for each in slow], "57014")
+        ended_by(trial, "a statement without end", end, "57014", STATEMENT, has)
+        end = best([each.result() for each in lock], "55P03")
+        ended_by(trial, "a statement that waits for a lock", end, "55P03", LOCK, has)
+        expect_forgotten(trial, [each.result() for each in forgotten], has)
+        expect_long(trial, pg, best([each.result() for each in long], "25P04"), has)
+        expect_abandoned(trial, abandoned.result(), has)
+        expect_within(trial, limits)
         for what, end in good.result().items():
-            trial.expect(f"{what} goes through", f"{end}" if end.name else "it did", not end.name, TIGHT)
+            trial.expect(f"{what} goes through", f"{end}" if end.name else "it did", not end.name, f"{has} {TIGHT}")
         trial.expect(
             f"a backup by the role postgres, a statement of {BACKUP:g} s, goes through",
             f"{backup.result()}" if backup.result().name else "it did",
@@ -129,19 +133,26 @@ def server_rungs(trial: Trial, server_settings: Function, pg: Postgres) -> None:
             "The limits are the service's, and its role is `app`. What stands in the configuration or at the database "
             "holds for everybody who connects.",
         )
+        expect_unlimited(trial, pg.admin_dsn)
 
 
 @check("The application's rungs: the pool, and the right answer")
 def answers(trial: Trial, start: Function, handle: Function, pg: Postgres) -> None:
     """Write `start` and `handle`: no request waits long for a connection, and each gets the answer that fits."""
-    with trial.sandbox(pg, start=start, handle=handle) as box, pooler(pg, trial, size=10) as bouncer:
+    with (
+        trial.sandbox(pg, start=start, handle=handle) as box,
+        pooler(pg, trial, box, {"query_wait_timeout": SOON / 2}, size=1) as full,
+        pooler(pg, trial, box, size=10) as bouncer,
+    ):
+        box.do(WITHIN, watch_pools)
         _start(trial, box, bouncer)
         _all_well(trial, bouncer, _handled_at_last(box, [Work("reads", row=7)] * CONNECTIONS), "ordinary requests")
         _expect_transactions(trial, box, pg)
         _expect_statuses(trial, box, pg)
+        _expect_queued(trial, box, full)
         _expect_refused(trial, box)
         _all_well(trial, bouncer, _handled_at_last(box, [Work("reads", row=7)] * CONNECTIONS), "requests afterwards")
-        _expect_nothing_left(trial, left_behind(bouncer.dsn, CONNECTIONS), CONNECTIONS)
+        expect_nothing_left(trial, left_behind(bouncer.dsn, CONNECTIONS), CONNECTIONS)
 
 
 @check("PgBouncer's rungs: its queue, and silence")
@@ -150,7 +161,7 @@ def pooler_rungs(trial: Trial, pooler_settings: Function, start: Function, handl
     with trial.sandbox(pg, pooler_settings=pooler_settings, start=start, handle=handle) as box, Silent() as silent:
         settings = given_to_pooler(trial, box)
         facing = box.begin(face_silence, silent.dsn)
-        with pooler(pg, trial, settings) as bouncer:
+        with pooler(pg, trial, box, settings) as bouncer:
             expect_queue(trial, bouncer)
             expect_silence(trial, pg, bouncer)
         expect_faced(trial, facing, silent)
@@ -165,17 +176,18 @@ def exceptions(
     with (
         trial.sandbox(pg, **codes) as box,
         in_force(trial, box, pg),
-        pooler(pg, trial, size=1) as narrow,
-        pooler(pg, trial) as other,
+        pooler(pg, trial, box, size=1) as narrow,
+        pooler(pg, trial, box) as other,
     ):
         _start(trial, box, narrow)
         _start(trial, box, other, keep="other")
         with one_column_more(pg) as there:
-            with reading(pg, IN_THE_WAY) as reads, long_reader(pg, IN_THE_WAY):
+            reader = LongReader(pg, IN_THE_WAY, NEVER_ASKS)
+            with reading(pg, reader) as reads, reader:
                 good, left, following, endless, done = box.do(WITHIN, exceptional, pg.dsn, narrow.dsn)
             is_there = there()
-    _expect_report(trial, good, left, following, endless)
-    _expect_migration(trial, reads, done, is_there)
+    expect_report(trial, good, left, following, endless)
+    expect_migration(trial, reads, done, is_there)
 
 
 @check("The whole ladder")
@@ -195,21 +207,16 @@ def whole_ladder(
         "handle": handle,
     }
     ordinary = [Work("sleeps", 0.03)] * 16
-    with trial.sandbox(pg, **codes) as box, in_force(trial, box, pg):
+    with trial.sandbox(pg, **codes) as box, in_force(trial, box, pg) as limits:
+        box.do(WITHIN, watch_pools)
         settings = given_to_pooler(trial, box)
-        with pooler(pg, trial, settings) as bouncer, pooler(pg, trial, settings, size=1) as full:
+        with pooler(pg, trial, box, settings) as bouncer, pooler(pg, trial, box, settings, size=1) as full:
             _start(trial, box, bouncer)
             _all_well(trial, bouncer, _handled_at_last(box, ordinary), "16 ordinary requests at once")
             pending = box.begin(load, "handle", [(work,) for work in _stuck(pg)], CROWD, on="app")
             queue = queued(pg, full, GIVE_UP)
             waits = _expect_rungs(trial, pg, pending.result(WITHIN), queue)
-            trial.expect(
-                f"a request that meets them one after the other has its answer within {CALLER:g} s",
-                f"{' + '.join(f'{seconds:.2f}' for seconds in waits)} = {sum(waits):.2f} s",
-                sum(waits) <= CALLER,
-                "Each is within its own limit, and their sum is not: a caller may wait for a connection, then in "
-                "PgBouncer's queue, then for the transaction. Which of them can do with less?",
-            )
+            expect_sum(trial, limits, given_to_queue(bouncer), box.do(WITHIN, patience), waits)
             left = until(lambda: not _busy(trial), 2 * SLACK)
             trial.expect(
                 "nothing of them runs on the server afterwards, and no transaction is open",
@@ -294,22 +301,31 @@ def _expect_statuses(trial: Trial, box: Sandbox, pg: Postgres) -> None:
         trial.expect(f"{what}: {code}", f"{shown(answer)}", status(answer) == code, MAPPING)
 
 
+def _expect_queued(trial: Trial, box: Sandbox, full: PgBouncer) -> None:
+    with psycopg.connect(full.dsn) as holder:
+        holder.execute("select 1")
+        _start(trial, box, full, keep="full")
+        (found,) = box.do(WITHIN, load, "handle", [(Work("reads", row=7),)], 1, on="full")
+        holder.rollback()
+    what = "a request that waits too long in PgBouncer's queue, `query_wait_timeout` (08P01): 503"
+    trial.expect(what, shown(found), status(found) == 503, MAPPING)
+
+
 def _expect_refused(trial: Trial, box: Sandbox) -> None:
     _handled_at_last(box, [Work("holds", PATIENT / 2)] * CONNECTIONS)  # the pool has replaced what was lost
-    first, later = box.do(WITHIN, crowd, CONNECTIONS, PATIENT, HELD)
+    first, later, served = box.do(WITHIN, crowd, CONNECTIONS, PATIENT, HELD)
     lacking = [answer for answer in first if status(answer) != 200]
     trial.expect(
         f"{CONNECTIONS} requests work at the same time",
         f"{len(first) - len(lacking)} did" + (f"; one got {shown(lacking[0])}" if lacking else ""),
         not lacking,
-        f"The service has {CONNECTIONS} connections (`min_size`, `max_size`).",
+        f"The service has {CONNECTIONS} connections (`min_size`, `max_size`), or some have not come back: does "
+        "`handle` give its connection back on every way out, after each of the errors above too?",
     )
-    served = sum(status(answer) == 200 for answer in later)
     trial.expect(
-        f"of {CONNECTIONS} that come now, one gets the connection that comes back after {PATIENT:g} s",
-        f"{served} {'was' if served == 1 else 'were'} served"
-        + ("" if served else f"; the first got {shown(later[0])}"),
-        served >= 1,
+        f"{CONNECTIONS} more come, one connection comes back after {PATIENT:g} s: one of them gets it",
+        f"{served} got a connection" + ("" if served else f"; the first got {shown(later[0])}"),
+        served == 1,
         "All were turned away before. A queue that nobody may stand in is no queue: how long does the pool let a "
         "request wait?",
     )
@@ -325,67 +341,11 @@ def _expect_refused(trial: Trial, box: Sandbox) -> None:
         "for that, how long is it without one, and which exception ends it? "
         "https://www.psycopg.org/psycopg3/docs/api/pool.html",
     )
+    expect_patience(trial, box.do(WITHIN, patience))
 
 
 def _slowest(found: Sequence[Answer]) -> float:
     return max(answer.seconds for answer in found)
-
-
-def _expect_nothing_left(trial: Trial, found: list[str], number: int) -> None:
-    """What ``set`` has left on the server connections, seen by other clients who get each of them."""
-    trial.expect(
-        "another client of PgBouncer's finds no limit that somebody has set",
-        f"`{found[0]}`, and {len(found)} such on {number} server connection{'s' if number > 1 else ''}"
-        if found
-        else "none",
-        not found,
-        LEAKS,
-    )
-
-
-# --- the exceptions -----------------------------------------------------------------------------------------
-
-
-def _expect_report(trial: Trial, good: Answer, left: list[str], following: End, endless: Answer) -> None:
-    trial.expect(
-        f"a report of {REPORT:g} s, with its result",
-        shown(good),
-        isinstance(good.value, tuple) and good.value == (1000, 1000),
-        "The limit of the role holds for the report too. Inside one transaction `set local` gives it another: "
-        "https://www.postgresql.org/docs/current/sql-set.html. Return the row as `fetchone()` gives it.",
-    )
-    _expect_nothing_left(trial, left, 1)
-    what = "a statement of another client, on the same server connection after it,"
-    ended_by(trial, what, following, "57014", STATEMENT, LEAKS)
-    trial.expect(
-        f"a report that hangs ends, after at most {TRANSACTION:g} s ({MARGIN})",
-        shown(endless),
-        endless.problem is not None and endless.seconds <= TRANSACTION + SLACK,
-        "Longer is not without end: 0 switches a limit off. Give the report what it needs, and some room.",
-    )
-
-
-def _expect_migration(trial: Trial, reads: Reads, done: Answer, is_there: bool) -> None:
-    trial.expect(
-        f"{len(reads.ends)} requests that read the table while `migrate` runs, and none fails",
-        f"{len(reads.failed)} failed, the first with {reads.failed[0]}" if reads.failed else "none did",
-        not reads.failed,
-        CONVOY,
-    )
-    trial.expect(
-        f"the column is there, though a transaction of {IN_THE_WAY:g} s was in the way",
-        "it is" if is_there else f"it is not; `migrate` ended with {done.problem or repr(done.value)}",
-        is_there,
-        "Who gives up quickly must come again: who tries the statement once more, and for how long?",
-    )
-    trial.expect("`migrate` returns", str(done.problem) if done.problem else "it did", done.problem is None, READ)
-    trial.expect(
-        f"requests stand still for less than {MOST_STOOD:.0%} of that time",
-        f"{reads.stood:.0%}",
-        reads.stood < MOST_STOOD,
-        "Each attempt holds up all who come after it, for as long as it waits. How long does one attempt wait, and how "
-        "long do requests have to themselves before the next?",
-    )
 
 
 # --- the whole ladder ---------------------------------------------------------------------------------------
@@ -408,9 +368,10 @@ def _expect_rungs(trial: Trial, pg: Postgres, found: list[Answer], queue: End) -
         "at each alone.",
     )
     in_pool = _fewest([answer for answer in found if not work_of(answer).called])
+    in_queue = queue.seconds if queue.sqlstate == "08P01" else None
     waits = [
         _expect_rung(trial, "in the pool", in_pool, POOL),
-        _expect_rung(trial, "in PgBouncer's queue", queue.seconds if queue.sqlstate == "08P01" else None, QUEUE),
+        _expect_rung(trial, "in PgBouncer's queue", in_queue, QUEUE, third=True),
     ]
     if pg.version >= (17,):
         in_server = _fewest([answer for answer in found if "25P04" in work_of(answer).error])
@@ -419,11 +380,11 @@ def _expect_rungs(trial: Trial, pg: Postgres, found: list[Answer], queue: End) -
     return waits
 
 
-def _expect_rung(trial: Trial, place: str, seconds: float | None, within: float) -> float:
+def _expect_rung(trial: Trial, place: str, seconds: float | None, within: float, third: bool = False) -> float:
     trial.expect(
-        f"who waits {place} is ended, after at most {within:g} s",
+        f"who waits {place} is ended, after at most {within:g} s ({'and its third of a second; ' * third}{MARGIN})",
         "none was" if seconds is None else f"after {seconds:.2f} s",
-        seconds is not None and seconds <= within + SLACK,
+        seconds is not None and seconds <= within + THIRD * third + SLACK,
         "Tasks 1 to 3 look at each rung alone: is each check there passed?",
     )
     assert seconds is not None

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from connlab.checks.drivers import call
+from connlab.checks.limits import Limits, limits_of
 from connlab.checks.probes import End, ended, known_limits, runs, unlimited
 from connlab.checks.requests import COLUMN
 from connlab.checks.sandbox import Sandbox
@@ -46,8 +48,8 @@ WHOLE = (
 
 
 @contextlib.contextmanager
-def in_force(trial: Trial, box: Sandbox, pg: Postgres) -> Iterator[None]:
-    """Sessions that begin inside the block have what the learner's ``server_settings`` says."""
+def in_force(trial: Trial, box: Sandbox, pg: Postgres) -> Iterator[Limits]:
+    """Sessions that begin inside the block have what the learner's ``server_settings`` says: those of ``app`` that."""
     text = _given(trial, box, "server_settings", int(pg.version[0]))
     trial.expect(
         "`server_settings` returns SQL as a text",
@@ -60,7 +62,7 @@ def in_force(trial: Trial, box: Sandbox, pg: Postgres) -> Iterator[None]:
             problem = ended(lambda: conn.execute(text.encode()))
             trial.expect("PostgreSQL takes the SQL", f"{problem}" if problem.name else "it did", not problem.name, SQL)
             with _own_clients(trial):
-                yield
+                yield limits_of(pg.dsn)
         finally:
             conn.execute(AS_IT_WAS)
 
@@ -91,9 +93,9 @@ def _given(trial: Trial, box: Sandbox, name: str, *arguments: Any) -> Any:
 
 @contextlib.contextmanager
 def pooler(
-    pg: Postgres, trial: Trial, settings: dict[str, Any] | None = None, size: int = SERVERS
+    pg: Postgres, trial: Trial, box: Sandbox, settings: dict[str, Any] | None = None, size: int = SERVERS
 ) -> Iterator[PgBouncer]:
-    """A PgBouncer in transaction mode with the learner's settings, stopped when the block is left."""
+    """A PgBouncer in transaction mode with the settings, stopped when the block is left."""
     wanted = {**(settings or {}), "pool_mode": "transaction", "default_pool_size": size}
     bouncer = None
     try:
@@ -106,6 +108,7 @@ def pooler(
         with _own_clients(trial):
             yield bouncer
     finally:
+        box.quiet()  # the learner's pools will miss this PgBouncer, and say so
         bouncer.stop()
 
 
@@ -125,19 +128,44 @@ def _too_short(settings: dict[str, Any]) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def long_reader(pg: Postgres, seconds: float) -> Iterator[None]:
-    """A transaction that has read orders, and is open for so long from now on, whatever the block does meanwhile."""
-    with unlimited(pg) as conn, ThreadPoolExecutor(1) as thread:
-        conn.execute("begin")
-        conn.execute("select count(*) from orders")
+class LongReader:
+    """A transaction that has read orders, and is in the way of whoever wants to change the table.
 
-        def end() -> None:
-            time.sleep(seconds)
-            conn.execute("commit")
+    It ends ``seconds`` after somebody was first seen waiting for it, so nobody can sit it out before he has asked; at
+    the latest after ``never`` seconds.
+    """
 
-        thread.submit(end)
-        yield
+    def __init__(self, pg: Postgres, seconds: float, never: float) -> None:
+        self._pg, self._seconds, self._never = pg, seconds, never
+        self.asked, self.over = Event(), Event()
+        self._left = Event()
+
+    def __enter__(self) -> LongReader:
+        self._conn = unlimited(self._pg)
+        self._conn.execute("begin")
+        self._conn.execute("select count(*) from orders")
+        self._thread = ThreadPoolExecutor(1)
+        self._thread.submit(self._wait)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.shutdown()
+        self._conn.close()
+
+    def _wait(self) -> None:
+        query = "select count(*) from pg_locks where not granted and relation = 'orders'::regclass"
+        try:
+            deadline = time.monotonic() + self._never
+            while not self._left.is_set() and time.monotonic() < deadline:
+                if self._conn.execute(query).fetchone() != (0,):
+                    self.asked.set()
+                    time.sleep(self._seconds)
+                    break
+                time.sleep(PERIOD)
+            self._conn.execute("commit")
+        finally:
+            self.over.set()
 
 
 @dataclass
@@ -160,20 +188,21 @@ class Reads:
 
 
 @contextlib.contextmanager
-def reading(pg: Postgres, seconds: float) -> Iterator[Reads]:
-    """Requests of the service read orders, one after the other, for so long; complete when the block is left."""
-    reads, deadline = Reads(), time.monotonic() + seconds
+def reading(pg: Postgres, reader: LongReader) -> Iterator[Reads]:
+    """Requests of the service read orders, one after the other, until the reader is over; complete after the block."""
+    reads = Reads()
 
     def read(conn: psycopg.Connection[Any]) -> None:
-        while time.monotonic() < deadline:
+        while not reader.over.is_set():
             reads.ends.append(runs(conn, "select count(*) from orders where user_id = 7"))
             time.sleep(PERIOD)
 
     def look(conn: psycopg.Connection[Any], pid: int) -> None:
         query = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
-        while time.monotonic() < deadline:
+        while not reader.over.is_set():
             row = conn.execute(query, [pid]).fetchone()
-            reads.locked.append(bool(row and row[0]))
+            if reader.asked.is_set():
+                reads.locked.append(bool(row and row[0]))
             time.sleep(PERIOD)
 
     with psycopg.connect(pg.dsn, autocommit=True) as conn, unlimited(pg) as other, ThreadPoolExecutor(2) as threads:

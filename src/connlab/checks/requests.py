@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg_pool import ConnectionPool
 
 from connlab.checks.answers import Answer
 from connlab.checks.drivers import Learner
@@ -25,6 +26,7 @@ REPORT, HANGS = 0.45, 2.0
 """Seconds of a report, and of a statement that no limit would end."""
 COLUMN = "note_of_lab_14"
 MIGRATION = f"alter table orders add column {COLUMN} text"
+_asked: list[float] = []
 QUICKLY = 100
 """Milliseconds of the limits that a request sets for its own transaction, to run into them at once."""
 
@@ -131,10 +133,10 @@ def shown(answer: Answer) -> str:
 # --- drivers ------------------------------------------------------------------------------------------------
 
 
-def crowd(learner: Learner, number: int, patient: float, given: float) -> tuple[list[Answer], list[Answer]]:
+def crowd(learner: Learner, number: int, patient: float, given: float) -> tuple[list[Answer], list[Answer], int]:
     """So many requests hold a connection each, one of them only for ``patient`` seconds; then as many again come.
 
-    These get ``given`` seconds to be served or turned away, all but one.
+    These get ``given`` seconds to be served or turned away, all but one. With how many of them got a connection in it.
     """
     over = threading.Event()
     with ThreadPoolExecutor(2 * number) as threads:
@@ -147,8 +149,25 @@ def crowd(learner: Learner, number: int, patient: float, given: float) -> tuple[
         until(lambda: all(work.called or future.done() for work, future in first), given)
         later = [begin(LONG) for _ in range(number)]
         until(lambda: sum(future.done() for _, future in later) >= number - 1, given)
+        served = sum(work.called for work, _ in later)
         over.set()
-        return [future.result() for _, future in first], [future.result() for _, future in later]
+        return [future.result() for _, future in first], [future.result() for _, future in later], served
+
+
+def watch_pools(_: Learner) -> None:
+    """Note from now on how long each request asks its pool to wait; ``patience`` says it."""
+    getconn = ConnectionPool.getconn
+
+    def noting(pool: ConnectionPool[Any], timeout: float | None = None) -> Any:
+        _asked.append(pool.timeout if timeout is None else timeout)
+        return getconn(pool, timeout)
+
+    setattr(ConnectionPool, "getconn", noting)  # noqa: B010, a method cannot be assigned to
+
+
+def patience(_: Learner) -> float | None:
+    """The longest that a request has asked its pool to wait; None if none has asked one of psycopg_pool's."""
+    return max(_asked, default=None)
 
 
 def face_silence(learner: Learner, dsn: str) -> tuple[Answer, Answer | None]:

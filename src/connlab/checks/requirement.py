@@ -12,30 +12,35 @@ CONNECT, SERVER_CONNECT, AGAIN = 3.0, 2.0, 1.5
 PATIENT, A_STATEMENT, A_TRANSACTION, BACKUP = 0.08, 0.15, 0.4, 0.75
 SLACK = 0.3
 """Seconds that everything may take longer, for a busy machine."""
+THIRD = 0.33
+"""Seconds between two looks of PgBouncer's at its clocks: what a limit of it may be exceeded by."""
 GIVE_UP = HANGS
 """Seconds after which a check waits no longer for a limit."""
 CONNECTIONS = 8
 """Of the service's pool."""
 CROWD = 24
-HELD = 0.45
+HELD = POOL + SLACK
 """Seconds that requests get, in the check of the pool, to be turned away."""
 SETTLES = 1.0
 """Seconds that a pool has to open its connections, or to replace them."""
 SOON = 0.25
 """Seconds that requests go on which a limit of a tenth of a second ends."""
 IN_THE_WAY = 0.6
-"""Seconds of the long transaction that is in the way of the migration."""
+"""Seconds of the long transaction that is in the way of the migration, from when that first asks for its lock."""
+NEVER_ASKS = 3.0
+"""Seconds after which it ends all the same."""
 MOST_STOOD = 0.6
 MARGIN = f"{SLACK:g} s more are the machine's"
 
 READ = "Read the error, from its end."
 NOT_SET = (
-    "Nothing limits it, or the limit is longer than that. What `set` says ends with the session that has run your SQL. "
+    "Its limit is missing, off or too long; a number without a unit is milliseconds. What `set` says ends with the "
+    "session that has run your SQL. "
     "`alter role … set` and `alter database … set` hold for sessions that begin later: "
     "https://www.postgresql.org/docs/current/sql-alterrole.html"
 )
 LATE = (
-    "It was ended, later than the requirement allows. A number without a unit is milliseconds here: "
+    "It was ended, later than the requirement allows. A number without a unit is milliseconds: "
     "https://www.postgresql.org/docs/current/config-setting.html"
 )
 TIGHT = (
@@ -43,8 +48,8 @@ TIGHT = (
     "unit does it stand? A number without a unit is milliseconds."
 )
 OTHER = (
-    "Another limit was faster. Two that watch the same thing go off in the order of their lengths: the narrower one "
-    "must be the shorter one, or it never does."
+    "Another limit was faster: this one is missing, off or too long. Two that watch the same thing go off in the "
+    "order of their lengths: the narrower one must be the shorter one, or it never does."
 )
 OPTIONS = (
     "PgBouncer refuses your connections: `unsupported startup parameter`, says its log. `options` of a connection to "

@@ -16,6 +16,7 @@ from connlab.checks.ladder import (
     SERVERS,
     held,
 )
+from connlab.checks.limits import expect_setting
 from connlab.checks.probes import (
     End,
     Silent,
@@ -51,6 +52,7 @@ from connlab.checks.requirement import (
     SERVER_CONNECT,
     SLACK,
     STATEMENT,
+    THIRD,
     TRANSACTION,
     WAITS,
 )
@@ -62,33 +64,42 @@ from connlab.postgres import Postgres
 # --- PostgreSQL's rungs -------------------------------------------------------------------------------------
 
 
-def ended_by(trial: Trial, what: str, end: End, sqlstate: str, within: float, look: str = "") -> None:
-    """Expect that it was ended with this SQLSTATE, in time; ``look`` instead of what fits how it ended."""
+def ended_by(trial: Trial, what: str, end: End, sqlstate: str, within: float, has: str = "", look: str = "") -> None:
+    """Expect that it was ended with this SQLSTATE, in time.
+
+    ``has`` says which limits are set; ``look`` stands instead of what fits how it ended.
+    """
     in_time = end.seconds <= within + SLACK
     trial.expect(
-        f"{what} is ended with SQLSTATE {sqlstate} after at most {within:g} s",
+        f"{what} is ended with SQLSTATE {sqlstate} after at most {within:g} s ({MARGIN})",
         f"{end}",
         end.sqlstate == sqlstate and in_time,
-        look or (NOT_SET if not end.name else LATE if end.sqlstate == sqlstate else OTHER),
+        look or _why(end, sqlstate, has),
     )
 
 
-def expect_forgotten(trial: Trial, found: list[tuple[End, float]]) -> None:
+def _why(end: End, sqlstate: str, has: str) -> str:
+    why = NOT_SET if not end.name else LATE if end.sqlstate == sqlstate else OTHER
+    return f"{has} {why}".strip()
+
+
+def expect_forgotten(trial: Trial, found: list[tuple[End, float]], has: str) -> None:
     """Expect that a transaction which does nothing more is ended, and that its lock is free then."""
     end, seconds = min(found, key=lambda each: (each[0].sqlstate != "25P03", each[1]))
     trial.expect(
-        f"a forgotten transaction is ended with SQLSTATE 25P03, and its lock is free after at most {PAUSE:g} s",
+        f"a forgotten transaction is ended with SQLSTATE 25P03, and its lock is free after at most {PAUSE:g} s "
+        f"({MARGIN})",
         f"{f'free after {seconds:.2f} s' if seconds < GIVE_UP else f'not free after {GIVE_UP:g} s'}; "
         f"{f'its client got `{end.name}`, SQLSTATE {end.sqlstate}' if end.name else 'its client got no error'}",
         end.sqlstate == "25P03" and seconds <= PAUSE + SLACK,
-        NOT_SET if not end.name else LATE if end.sqlstate == "25P03" else OTHER,
+        _why(end, "25P03", has),
     )
 
 
-def expect_long(trial: Trial, pg: Postgres, end: End) -> None:
+def expect_long(trial: Trial, pg: Postgres, end: End, has: str) -> None:
     """Expect that a transaction of short statements is ended, where the server can do that."""
     if pg.version >= (17,):
-        ended_by(trial, "a transaction of many short statements", end, "25P04", TRANSACTION)
+        ended_by(trial, "a transaction of many short statements", end, "25P04", TRANSACTION, has)
         return
     trial.expect(
         "(not counted) a transaction of many short statements is ended",
@@ -103,13 +114,13 @@ def lacks(pg: Postgres) -> str:
     return f"PostgreSQL {pg.version} has no `transaction_timeout`, which came with 17"
 
 
-def expect_abandoned(trial: Trial, seconds: float) -> None:
+def expect_abandoned(trial: Trial, seconds: float, has: str) -> None:
     """Expect that a query does not go on for long when its client has gone."""
     trial.expect(
-        f"a query whose client has gone away runs on for at most {STATEMENT:g} s",
+        f"a query whose client has gone away runs on for at most {STATEMENT:g} s ({MARGIN})",
         f"{seconds:.2f} s" if seconds < GIVE_UP else f"still running after {GIVE_UP:g} s",
         seconds <= STATEMENT + SLACK,
-        "The server does not notice that nobody waits any more. Which limit ends the statement all the same?",
+        f"{has} The server does not notice that nobody waits any more. Which limit ends the statement all the same?",
     )
 
 
@@ -168,12 +179,13 @@ def expect_queue(trial: Trial, bouncer: PgBouncer) -> None:
     end = best([each.result() for each in queue], "08P01")
     trial.expect(
         f"a query that finds all {SERVERS} server connections taken is ended by PgBouncer (SQLSTATE 08P01) after at "
-        f"most {QUEUE:g} s",
+        f"most {QUEUE:g} s (and its third of a second; {MARGIN})",
         f"{end}",
-        end.sqlstate == "08P01" and end.seconds <= QUEUE + SLACK,
+        end.sqlstate == "08P01" and end.seconds <= QUEUE + THIRD + SLACK,
         "PgBouncer lets queries wait for 120 s unless it is told otherwise: https://www.pgbouncer.org/config.html. It "
         "looks at its queue every third of a second, so a limit may be exceeded by as much.",
     )
+    expect_setting(trial, bouncer, "query_wait_timeout", QUEUE)
 
 
 def expect_silence(trial: Trial, pg: Postgres, bouncer: PgBouncer) -> None:
@@ -186,19 +198,21 @@ def expect_silence(trial: Trial, pg: Postgres, bouncer: PgBouncer) -> None:
         try:
             began = time.perf_counter()
             runs(conn, "select 1")
-            given_up = until(lambda: "closing because: connect timeout" in bouncer.log(mark), SERVER_CONNECT + SLACK)
+            at_most = SERVER_CONNECT + THIRD + SLACK
+            given_up = until(lambda: "closing because: connect timeout" in bouncer.log(mark), at_most)
             seconds = time.perf_counter() - began
         finally:
             pg.thaw()
     trial.expect(
-        f"PostgreSQL is silent: PgBouncer gives up a connection to it after at most {SERVER_CONNECT:g} s",
+        f"PostgreSQL is silent: PgBouncer gives up a connection to it after at most {SERVER_CONNECT:g} s "
+        f"(and its third of a second; {MARGIN})",
         f"{'given up' if given_up else 'not given up'} after {seconds:.2f} s",
         given_up,
         "Until then it waits for this one connection and opens no other. Which setting limits opening a connection to "
         "the server, and what is its default?",
     )
     began = time.perf_counter()
-    back = until(lambda: not ended(lambda: _ask(bouncer)).name, AGAIN + SLACK)
+    back = until(lambda: not ended(lambda: _ask(bouncer)).name, AGAIN + THIRD + SLACK)
     trial.expect(
         f"PostgreSQL is back: a query goes through again after at most {AGAIN:g} s ({MARGIN})",
         f"{'after' if back else 'none within'} {time.perf_counter() - began:.2f} s",
@@ -206,6 +220,8 @@ def expect_silence(trial: Trial, pg: Postgres, bouncer: PgBouncer) -> None:
         "After an attempt that failed, PgBouncer lets a while pass before it tries again, and all clients wait "
         "meanwhile. Which setting is that, and what is its default?",
     )
+    expect_setting(trial, bouncer, "server_connect_timeout", SERVER_CONNECT)
+    expect_setting(trial, bouncer, "server_login_retry", AGAIN)
 
 
 def _ask(bouncer: PgBouncer) -> None:
@@ -228,7 +244,7 @@ def expect_faced(trial: Trial, facing: Pending[tuple[Answer, Answer | None]], si
     )
     gone = until(lambda: bool(silent.left), CONNECT + SLACK)
     trial.expect(
-        f"an attempt to connect to it is given up after at most {CONNECT:g} s",
+        f"an attempt to connect to it is given up after at most {CONNECT:g} s ({MARGIN})",
         f"after {min(silent.left):.2f} s" if gone else f"{silent.came} attempts, none given up",
         gone and min(silent.left) <= CONNECT + SLACK,
         "The caller has his answer; the pool goes on trying behind his back, and each attempt may take minutes. Which "
