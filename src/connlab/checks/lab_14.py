@@ -26,7 +26,7 @@ from connlab.checks.ladder import (
     queued,
     reading,
 )
-from connlab.checks.limits import expect_patience, expect_sum, expect_unlimited, expect_within, given_to_queue
+from connlab.checks.limits import expect_patience, expect_sum, expect_unlimited, expect_within, setting_of
 from connlab.checks.probes import (
     End,
     Silent,
@@ -216,7 +216,7 @@ def whole_ladder(
             pending = box.begin(load, "handle", [(work,) for work in _stuck(pg)], CROWD, on="app")
             queue = queued(pg, full, GIVE_UP)
             waits = _expect_rungs(trial, pg, pending.result(WITHIN), queue)
-            expect_sum(trial, limits, given_to_queue(bouncer), box.do(WITHIN, patience), waits)
+            expect_sum(trial, limits, setting_of(bouncer, "query_wait_timeout"), box.do(WITHIN, patience), waits)
             left = until(lambda: not _busy(trial), 2 * SLACK)
             trial.expect(
                 "nothing of them runs on the server afterwards, and no transaction is open",

@@ -82,14 +82,14 @@ def expect_unlimited(trial: Trial, dsn: str) -> None:
     )
 
 
-def given_to_queue(bouncer: PgBouncer, name: str = "query_wait_timeout") -> float:
+def setting_of(bouncer: PgBouncer, name: str) -> float:
     """That time of PgBouncer's, in seconds, as it has understood it."""
     return next(float(str(row["value"])) for row in bouncer.rows("SHOW CONFIG") if row["key"] == name)
 
 
 def expect_setting(trial: Trial, bouncer: PgBouncer, name: str, most: float) -> None:
     """Expect that PgBouncer's setting is not above the table."""
-    seconds = given_to_queue(bouncer, name)
+    seconds = setting_of(bouncer, name)
     trial.expect(f"PgBouncer has a `{name}` of at most {most:g} s", f"{seconds:g} s", 0 < seconds <= most, IN_NUMBERS)
 
 

@@ -48,8 +48,9 @@ TIGHT = (
     "unit does it stand? A number without a unit is milliseconds."
 )
 OTHER = (
-    "Another limit was faster: this one is missing, off or too long. Two that watch the same thing go off in the "
-    "order of their lengths: the narrower one must be the shorter one, or it never does."
+    "Another limit was faster: this one is missing, off or too long; a number without a unit is milliseconds. Two "
+    "that watch the same thing go off in the order of their lengths: the narrower one must be the shorter one, or it "
+    "never does."
 )
 OPTIONS = (
     "PgBouncer refuses your connections: `unsupported startup parameter`, says its log. `options` of a connection to "
