@@ -35,8 +35,8 @@ MORE = 3 * SIZE
 CREW = 4
 WITHIN = 6.0
 """Seconds that a round of requests may take."""
-LONG = 0.05
-"""Seconds; no statement of the lab's has less time, and a container's log is not asked for nothing."""
+IMPATIENT = "report"
+"""The function whose statements have a timeout. Of others the log is not asked: a container's needs its time."""
 CLOSING = 0.2
 """Seconds in which the server notices that a client has gone."""
 
@@ -203,12 +203,12 @@ def _taken(bench: Bench, name: str, step: Step, new: list[str] | None = None) ->
     schema = shops.GIVEN if new is None else shops.MENDED
     if step.is_later:
         shops.meanwhile(bench.conn, schema)
-    before, mark = shops.data_of(bench.conn, schema), bench.pg.mark()
+    before, mark = shops.data_of(bench.conn, schema), bench.pg.mark() if name == IMPATIENT else None
     answer, out = bench.box.do(WITHIN, shops.request, f"given {name}" if new is None else name, step.arguments)
     if new is not None:
         back(bench.trial, f"after {step.what}", out)
         unchanged(bench.trial, bench.box, step.what, new)
-    cancelled = bench.pg.log(since=mark).count(shops.TIMED_OUT) if answer.seconds > LONG else 0
+    cancelled = 0 if mark is None else bench.pg.log(since=mark).count(shops.TIMED_OUT)
     return Taken(answer, before, shops.data_of(bench.conn, schema), cancelled)
 
 
