@@ -71,8 +71,6 @@ PYTHONS = (
     "This error does not come from the server or the pool. Something is left of an earlier request that this function "
     "does not expect: on the connection that it borrowed, or in what the program remembers, half changed."
 )
-AT_LEISURE = 0.6
-"""Seconds for the server to see that connections have been closed: a busy one needs more than a moment."""
 MEASURING = 45.0
 """Seconds that the learner's `leaks` may take."""
 DEAD = (
@@ -287,7 +285,7 @@ def _losses(trial: Trial, box: Sandbox, pg: Postgres, requests: Requests) -> dic
                 opened_shop(trial, box, pg, shops.GIVEN, quiet=True)
             before = whole_pool(trial)
             _, out = box.do(WITHIN, shops.request, name, arguments)
-            found[name, case] = Loss(name, len(out), _seen(trial, before, len(out)))
+            found[name, case] = Loss(name, len(out), _seen(trial, box, before, len(out)))
             whole = not out
     return found
 
@@ -304,11 +302,11 @@ def _furnish(pg: Postgres) -> None:
         shops.furnish(conn)
 
 
-def _seen(trial: Trial, before: int, number: int) -> tuple[str, ...]:
+def _seen(trial: Trial, box: Sandbox, before: int, number: int) -> tuple[str, ...]:
     """What the server shows of ``number`` connections, where it had ``before`` sessions."""
     if not number:
         return ()
-    rows = when_gone(trial, before - number, AT_LEISURE)
+    rows = when_gone(trial, box.do(WITHIN, shops.open_connections), shops.BUSY)
     open_ = min(number, max(0, number - (before - len(rows))))
     states = sorted((str(row["state"]) for row in rows), key=lambda state: state == "idle")[:open_]
     return (*states, *[""] * (number - open_))

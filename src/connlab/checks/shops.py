@@ -180,6 +180,11 @@ def _pools() -> list[ConnectionPool]:
     return [each for each in gc.get_objects() if issubclass(type(each), ConnectionPool) and not each.closed]
 
 
+def open_connections(learner: Learner) -> int:
+    """How many connections the process has that are open, in a pool, lost, or kept."""
+    return sum(issubclass(type(each), psycopg.Connection) and not each.closed for each in gc.get_objects())
+
+
 @functools.cache
 def _at_rest() -> None:
     """What is there before the first shop need not be looked through each time."""
