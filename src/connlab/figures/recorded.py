@@ -110,7 +110,8 @@ def _named(tracks: Sequence[Track], name: str) -> Track:
 def _draw(axis: Axes, track: Track, end: float) -> None:
     lane = track.lane
     same = track.source.lower() in (lane.title.lower(), "pool")
-    title = axis.set_title(lane.title if same else f"{track.source} ({lane.title})", pad=4)
+    above = 14 if track.failures else 4  # the crosses stand between title and lane
+    title = axis.set_title(lane.title if same else f"{track.source} ({lane.title})", pad=above)
     title.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # a mark's line passes behind it
     axis.set_ylabel(f"{lane.unit}\nand clients" if lane.lines else lane.unit)
     base = np.zeros(len(track.times))
