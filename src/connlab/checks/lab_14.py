@@ -12,7 +12,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from connlab.checks.answers import Answer
-from connlab.checks.drivers import call, load
+from connlab.checks.drivers import load
+from connlab.checks.lab_14_service import (
+    begin_service,
+    expect_nothing_left,
+    expect_refused,
+    expect_statuses,
+    expect_transactions,
+    expect_well,
+    handled_at_last,
+    slowest,
+)
 from connlab.checks.ladder import (
     WITHIN,
     Reads,
@@ -41,7 +51,6 @@ from connlab.checks.requests import (
     HANGS,
     REPORT,
     Work,
-    crowd,
     exceptional,
     face_silence,
     shown,
@@ -50,30 +59,21 @@ from connlab.checks.requests import (
 )
 from connlab.checks.requirement import (
     BACKUP,
-    BUSY,
     CALLER,
     CONNECTIONS,
     CONVOY,
     CROWD,
-    FORM,
     GIVE_UP,
-    HELD,
     IN_THE_WAY,
     LEAKS,
     LOCK,
-    MAPPING,
     MARGIN,
     MOST_STOOD,
-    OPTIONS,
-    PATIENT,
     POOL,
     QUEUE,
     READ,
-    SETTLES,
     SLACK,
-    SOON,
     STATEMENT,
-    STATUSES,
     TIGHT,
     TRANSACTION,
 )
@@ -88,9 +88,7 @@ from connlab.checks.rungs import (
     lacks,
     ordinary,
 )
-from connlab.checks.sandbox import Sandbox
 from connlab.checks.trial import Trial, check
-from connlab.pgbouncer import PgBouncer
 from connlab.postgres import Postgres
 
 Function = Callable[..., Any]
@@ -135,13 +133,13 @@ def server_rungs(trial: Trial, server_settings: Function, pg: Postgres) -> None:
 def answers(trial: Trial, start: Function, handle: Function, pg: Postgres) -> None:
     """Write `start` and `handle`: no request waits long for a connection, and each gets the answer that fits."""
     with trial.sandbox(pg, start=start, handle=handle) as box, pooler(pg, trial, size=10) as bouncer:
-        _start(trial, box, bouncer)
-        _all_well(trial, bouncer, _handled_at_last(box, [Work("reads", row=7)] * CONNECTIONS), "ordinary requests")
-        _expect_transactions(trial, box, pg)
-        _expect_statuses(trial, box, pg)
-        _expect_refused(trial, box)
-        _all_well(trial, bouncer, _handled_at_last(box, [Work("reads", row=7)] * CONNECTIONS), "requests afterwards")
-        _expect_nothing_left(trial, left_behind(bouncer.dsn, CONNECTIONS), CONNECTIONS)
+        begin_service(trial, box, bouncer)
+        expect_well(trial, bouncer, handled_at_last(box, [Work("reads", row=7)] * CONNECTIONS), "ordinary requests")
+        expect_transactions(trial, box, pg)
+        expect_statuses(trial, box, pg)
+        expect_refused(trial, box)
+        expect_well(trial, bouncer, handled_at_last(box, [Work("reads", row=7)] * CONNECTIONS), "requests afterwards")
+        expect_nothing_left(trial, left_behind(bouncer.dsn, CONNECTIONS), CONNECTIONS)
 
 
 @check("PgBouncer's rungs: its queue, and silence")
@@ -168,8 +166,8 @@ def exceptions(
         pooler(pg, trial, size=1) as narrow,
         pooler(pg, trial) as other,
     ):
-        _start(trial, box, narrow)
-        _start(trial, box, other, keep="other")
+        begin_service(trial, box, narrow)
+        begin_service(trial, box, other, keep="other")
         with one_column_more(pg) as there:
             with reading(pg, IN_THE_WAY) as reads, long_reader(pg, IN_THE_WAY):
                 good, left, following, endless, done = box.do(WITHIN, exceptional, pg.dsn, narrow.dsn)
@@ -198,8 +196,8 @@ def whole_ladder(
     with trial.sandbox(pg, **codes) as box, in_force(trial, box, pg):
         settings = given_to_pooler(trial, box)
         with pooler(pg, trial, settings) as bouncer, pooler(pg, trial, settings, size=1) as full:
-            _start(trial, box, bouncer)
-            _all_well(trial, bouncer, _handled_at_last(box, ordinary), "16 ordinary requests at once")
+            begin_service(trial, box, bouncer)
+            expect_well(trial, bouncer, handled_at_last(box, ordinary), "16 ordinary requests at once")
             pending = box.begin(load, "handle", [(work,) for work in _stuck(pg)], CROWD, on="app")
             queue = queued(pg, full, GIVE_UP)
             waits = _expect_rungs(trial, pg, pending.result(WITHIN), queue)
@@ -217,130 +215,7 @@ def whole_ladder(
                 left,
                 "Whatever gives the caller his answer must also end the work: what in PostgreSQL would?",
             )
-            _all_well(trial, bouncer, _handled_at_last(box, ordinary), "16 ordinary requests afterwards")
-
-
-# --- the application's rungs --------------------------------------------------------------------------------
-
-
-def _start(trial: Trial, box: Sandbox, bouncer: PgBouncer, keep: str = "app") -> None:
-    """Start the service; its pool has a moment to open its connections."""
-    begun = box.do(WITHIN, call, "start", bouncer.dsn, keep=keep)
-    if begun.problem:
-        trial.expect("`start(dsn)` returns", str(begun.problem), False, _refused(bouncer) or READ)
-    until(lambda: len(bouncer.rows("SHOW CLIENTS")) > CONNECTIONS, SETTLES)
-
-
-def _handled(box: Sandbox, works: Sequence[Work]) -> list[Answer]:
-    return box.do(WITHIN, load, "handle", [(work,) for work in works], len(works), on="app")
-
-
-def _handled_at_last(box: Sandbox, works: Sequence[Work]) -> list[Answer]:
-    """As ``_handled``, again until all are well: a pool replaces connections in the background."""
-    found: list[Answer] = []
-
-    def well() -> bool:
-        found[:] = _handled(box, works)
-        return all(status(answer) == 200 for answer in found)
-
-    until(well, SETTLES)
-    return found
-
-
-def _refused(bouncer: PgBouncer) -> str:
-    return OPTIONS if "unsupported startup parameter" in bouncer.log() else ""
-
-
-def _all_well(trial: Trial, bouncer: PgBouncer, found: list[Answer], what: str) -> None:
-    other = next((answer for answer in found if status(answer) != 200), None)
-    trial.expect(
-        f"{what}: (200, what `work` has returned)",
-        shown(other) if other else "all of them",
-        other is None,
-        _refused(bouncer) or (READ if other and other.problem else FORM if other and status(other) is None else BUSY),
-    )
-    wanted = {"reads": 10, "sleeps": None}
-    odd = next((answer for answer in found if answer.value[1] != wanted[work_of(answer).kind]), None)
-    if odd is not None:
-        trial.expect("in the answer, what `work` has returned", shown(odd), False, FORM)
-
-
-def _expect_transactions(trial: Trial, box: Sandbox, pg: Postgres) -> None:
-    query = "select array_agg(balance order by id) from accounts where id in (9, 10)"
-    before = pg.value(query)
-    written, halved = _handled(box, [Work("writes", row=9), Work("halves", row=10)])
-    kept, undone = (now - then for now, then in zip(pg.value(query), before, strict=True))
-    trial.expect(
-        "a request that adds 1 to an account is answered with 200, and the 1 is there",
-        f"{shown(written)}; {kept} was added",
-        status(written) == 200 and kept == 1,
-        "Each request is one transaction: committed when `work` returns.",
-    )
-    trial.expect(
-        "one that adds 1 and then has a mistake in its SQL raises `UndefinedColumn`, and nothing is added",
-        f"{shown(halved)}; {undone} was added",
-        halved.problem is not None and "UndefinedColumn" in halved.problem.kinds and undone == 0,
-        "Each request is one transaction: rolled back when `work` raises. And a mistake of the program's is no trouble "
-        "of the database's: let it through.",
-    )
-
-
-def _expect_statuses(trial: Trial, box: Sandbox, pg: Postgres) -> None:
-    wanted = {name: each for name, each in STATUSES.items() if name != "long" or pg.version >= (17,)}
-    with row_locked(pg, 5):
-        found = _handled(box, [Work(name, SOON, row=5) for name in wanted])
-    for answer in found:
-        what, code = wanted[work_of(answer).kind]
-        trial.expect(f"{what}: {code}", f"{shown(answer)}", status(answer) == code, MAPPING)
-
-
-def _expect_refused(trial: Trial, box: Sandbox) -> None:
-    _handled_at_last(box, [Work("holds", PATIENT / 2)] * CONNECTIONS)  # the pool has replaced what was lost
-    first, later = box.do(WITHIN, crowd, CONNECTIONS, PATIENT, HELD)
-    lacking = [answer for answer in first if status(answer) != 200]
-    trial.expect(
-        f"{CONNECTIONS} requests work at the same time",
-        f"{len(first) - len(lacking)} did" + (f"; one got {shown(lacking[0])}" if lacking else ""),
-        not lacking,
-        f"The service has {CONNECTIONS} connections (`min_size`, `max_size`).",
-    )
-    served = sum(status(answer) == 200 for answer in later)
-    trial.expect(
-        f"of {CONNECTIONS} that come now, one gets the connection that comes back after {PATIENT:g} s",
-        f"{served} {'was' if served == 1 else 'were'} served"
-        + ("" if served else f"; the first got {shown(later[0])}"),
-        served >= 1,
-        "All were turned away before. A queue that nobody may stand in is no queue: how long does the pool let a "
-        "request wait?",
-    )
-    refused = sorted((answer for answer in later if status(answer) != 200), key=lambda answer: answer.seconds)
-    what = shown(refused[0]) if refused else f"none was turned away, the last was served after {_slowest(later):.2f} s"
-    trial.expect(
-        f"the others get 503, after at most {POOL:g} s ({MARGIN})",
-        what,
-        len(refused) >= CONNECTIONS // 2
-        and all(status(answer) == 503 for answer in refused)
-        and refused[0].seconds <= POOL + SLACK,
-        f"A request that finds all {CONNECTIONS} connections lent waits in the pool. Which limit does the pool have "
-        "for that, how long is it without one, and which exception ends it? "
-        "https://www.psycopg.org/psycopg3/docs/api/pool.html",
-    )
-
-
-def _slowest(found: Sequence[Answer]) -> float:
-    return max(answer.seconds for answer in found)
-
-
-def _expect_nothing_left(trial: Trial, found: list[str], number: int) -> None:
-    """What ``set`` has left on the server connections, seen by other clients who get each of them."""
-    trial.expect(
-        "another client of PgBouncer's finds no limit that somebody has set",
-        f"`{found[0]}`, and {len(found)} such on {number} server connection{'s' if number > 1 else ''}"
-        if found
-        else "none",
-        not found,
-        LEAKS,
-    )
+            expect_well(trial, bouncer, handled_at_last(box, ordinary), "16 ordinary requests afterwards")
 
 
 # --- the exceptions -----------------------------------------------------------------------------------------
@@ -354,7 +229,7 @@ def _expect_report(trial: Trial, good: Answer, left: list[str], following: End, 
         "The limit of the role holds for the report too. Inside one transaction `set local` gives it another: "
         "https://www.postgresql.org/docs/current/sql-set.html. Return the row as `fetchone()` gives it.",
     )
-    _expect_nothing_left(trial, left, 1)
+    expect_nothing_left(trial, left, 1)
     what = "a statement of another client, on the same server connection after it,"
     ended_by(trial, what, following, "57014", STATEMENT, LEAKS)
     trial.expect(
@@ -402,7 +277,7 @@ def _expect_rungs(trial: Trial, pg: Postgres, found: list[Answer], queue: End) -
     odd = next((answer for answer in found if status(answer) not in ends), None)
     trial.expect(
         f"{CROWD} requests at once that are all stuck: each gets {' or '.join(map(str, ends))}",
-        shown(odd) if odd else f"each did, the last after {_slowest(found):.2f} s",
+        shown(odd) if odd else f"each did, the last after {slowest(found):.2f} s",
         odd is None,
         "Somebody went through, or the error was of another kind: which rung should have ended it? Tasks 1 to 3 look "
         "at each alone.",
