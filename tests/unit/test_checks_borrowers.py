@@ -9,7 +9,7 @@ from connlab.checks.borrowers import Book, Borrowed
 
 
 def place(line: int) -> Place:
-    return Place("act", line, "<cell 1>")
+    return Place("act", line, "<a cell of no lab>")
 
 
 def test_what_came_back_is_struck_out_and_the_rest_is_known_by_its_line() -> None:

@@ -7,35 +7,33 @@ thing that the application does. ``schema`` is the SQL that makes its tables.
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, LiteralString
 
 from connlab.checks import lab_07_looks as looks
-from connlab.checks.answers import Answer, Problem, problems
-from connlab.checks.drivers import Learner, call, is_none
-from connlab.checks.errors import Hangs
+from connlab.checks.answers import Answer, problems
+from connlab.checks.drivers import call
 from connlab.checks.lab_07_case import WITHIN, Case, case, first
-from connlab.checks.sessions import held_up
+from connlab.checks.lab_07_listener import (
+    begin_to_listen,
+    expect_heard,
+    expect_listens_again,
+    expect_none_dropped,
+    expect_silence,
+)
+from connlab.checks.lab_07_nightly import (
+    expect_closed,
+    expect_dead_worker_leaves_nothing,
+    expect_false_at_once,
+    expect_free,
+    expect_one_worker,
+)
 from connlab.checks.trial import Trial, check
 from connlab.postgres import Postgres
 
 Function = Callable[..., Any]
 
 CLIENTS = 4
-WORKERS = 3
-AT_ONCE_WITHIN = 2.5
-"""Seconds that a worker has to say that another one is at the job."""
-BEGINS_WITHIN = 5.0
-"""Seconds that a worker has to begin the job."""
-ARRIVES_WITHIN = 2.0
-"""Seconds that a notification has to arrive."""
-SILENT = 0.5
-"""Seconds that ``events`` is given when nothing comes."""
-SILENT_WITHIN = 2.0
-SHORTLY = 0.7
-"""Seconds that ``events`` is given for what has come already."""
 HELD = (
     "while another client holds one of two server connections",
     "while another client holds the other server connection",
@@ -153,15 +151,15 @@ def nightly(trial: Trial, start: Function, close_day: Function, schema: str, pg:
     with case(trial, pg, schema, one_day, start=start, close_day=close_day) as it:
         for which, when in enumerate(HELD):
             with it.mode.held(which):
-                _expect_closed(it, f"2026-01-0{which + 1}", when)
+                expect_closed(it, f"2026-01-0{which + 1}", when)
         with it.mode.held(0) as other:
             other.execute(f"select pg_try_advisory_xact_lock({looks.NIGHTLY})")
-            _expect_false_at_once(it, "2026-01-03")
-        _expect_one_worker(it, "2026-01-04")
+            expect_false_at_once(it, "2026-01-03")
+        expect_one_worker(it, "2026-01-04")
         it.raised([it.box.do(WITHIN, call, "close_day", "no day", on="app")], "DataError")
-        _expect_free(it, "after a job that failed")
-        _expect_dead_worker_leaves_nothing(it, "2026-01-05")
-        _expect_closed(it, "2026-01-06", "after all that")
+        expect_free(it, "after a job that failed")
+        expect_dead_worker_leaves_nothing(it, "2026-01-05")
+        expect_closed(it, "2026-01-06", "after all that")
         it.none_past()
 
 
@@ -169,16 +167,16 @@ def nightly(trial: Trial, start: Function, close_day: Function, schema: str, pg:
 def notifications(trial: Trial, start: Function, listen: Function, events: Function, schema: str, pg: Postgres) -> None:
     """Write `start`, `listen` and `events`: each notification arrives, with one session of the server for it."""
     with case(trial, pg, schema, start=start, listen=listen, events=events) as it:
-        _listen(it)
+        begin_to_listen(it)
         for which, when in enumerate(HELD):
             with it.mode.held(which):
-                _expect_heard(it, [f"invoice {which}-{at}" for at in range(3)], when)
-        _expect_heard(it, [f"invoice free-{at}" for at in range(4)], "while `events` waits", at_once=False)
-        _expect_silence(it)
-        _expect_none_dropped(it, [f"invoice many-{at}" for at in range(4)])
+                expect_heard(it, [f"invoice {which}-{at}" for at in range(3)], when)
+        expect_heard(it, [f"invoice free-{at}" for at in range(4)], "while `events` waits", at_once=False)
+        expect_silence(it)
+        expect_none_dropped(it, [f"invoice many-{at}" for at in range(4)])
         past = it.mode.past()
         trial.expect("one connection past PgBouncer, the listener's", f"{past}", past == 1, looks.PAST)
-        _expect_listens_again(it)
+        expect_listens_again(it)
 
 
 # --- tenants ------------------------------------------------------------------------------------------------
@@ -338,204 +336,3 @@ def _expect_rows_of(it: Case, batch: Sequence[tuple[str, Any]], wanted: int) -> 
         how = "returned" if wanted else "failed"
         expected = f"{wanted} of the {len(batch)} rates of an import that {how} are in the table"
         it.trial.expect(expected, f"{found}", False, looks.HALF)
-
-
-# --- the nightly job ----------------------------------------------------------------------------------------
-
-
-def set_off(learner: Learner, name: str, arguments: Sequence[tuple[Any, ...]], on: str, seconds: float) -> list[Answer]:
-    """A driver: a call for each of ``arguments``, in threads; the answers that are there after ``seconds`` at most."""
-    threads = ThreadPoolExecutor(len(arguments))
-    begun = [threads.submit(learner.call, name, *given, on=on) for given in arguments]
-    learner.kept["set off"] = [*learner.kept.get("set off", []), *begun]
-    done, _ = wait(begun, timeout=seconds)
-    return [each.result() for each in done]
-
-
-def finish(learner: Learner) -> list[Answer]:
-    """A driver: the answers of all that was set off, when they are there."""
-    return [each.result() for each in learner.kept["set off"]]
-
-
-def _expect_closed(it: Case, day: str, when: str) -> None:
-    given = it.box.do(WITHIN, call, "close_day", day, on="app")
-    it.says(given, True, f"True for a day, {when}", looks.LOCK_LEFT)
-    _expect_once(it, day)
-    _expect_free(it, "afterwards")
-
-
-def _expect_once(it: Case, day: str) -> None:
-    times = it.pg.value(f"select count(*) from closing where day = '{day}'")
-    if times != 1:
-        it.trial.expect("the day is in `closing` once", f"{times} times", False, looks.NOT_AT_IT)
-
-
-def _expect_free(it: Case, when: str) -> None:
-    held = it.pg.value(ADVISORY)
-    it.trial.expect(f"the lock is free {when}", "it is" if not held else f"{held} held", held == 0, looks.LOCK_LEFT)
-
-
-def _expect_false_at_once(it: Case, day: str) -> None:
-    expected = "False at once, while another program is at the job"
-    try:
-        given = it.box.do(AT_ONCE_WITHIN, call, "close_day", day, on="app")
-    except Hangs as hang:
-        it.trial.expect(expected, f"{hang}", False, looks.WAITED)
-        raise
-    it.says(given, False, expected, looks.ANOTHER_PROGRAM)
-
-
-def _expect_one_worker(it: Case, day: str) -> None:
-    """The first worker waits inside the job, on its server connection, while the others ask."""
-    others = WORKERS - 1
-    with held_up(it.pg, "closing", day):
-        it.box.do(WITHIN, set_off, "close_day", [(day,)], "app", 0)
-        if _at_the_job(it.pg):
-            locks = it.pg.value(f"{ADVISORY} and objid = {looks.NIGHTLY}")
-            expected = f"advisory lock {looks.NIGHTLY} is held while the job runs"
-            it.trial.expect(expected, "it is" if locks else "it is not", locks > 0, looks.LOCK_GONE)
-        given = it.box.do(WITHIN, set_off, "close_day", [(day,)] * others, "app", AT_ONCE_WITHIN)
-        at_it = _at_the_job(it.pg)
-        it.trial.expect(f"one of {WORKERS} workers at the job at a time", f"{at_it}", at_it == 1, looks.BOTH_AT_IT)
-        it.answered(given, "of workers while one is at it")
-        said = [each.value for each in given]
-        it.trial.expect(
-            f"the other {others} say False at once",
-            f"{len(said)} said {' and '.join(map(repr, said)) or 'nothing'}",
-            said == [False] * others,
-            looks.WAITED,
-        )
-    done = sum(each.value is True for each in it.box.do(WITHIN, finish))
-    it.trial.expect("one worker says True", f"{done} did", done == 1, looks.NOT_AT_IT)
-    _expect_once(it, day)
-    _expect_free(it, "after the job")
-
-
-WAITING = "from pg_locks where not granted and locktype = 'transactionid'"
-ADVISORY = "select count(*) from pg_locks where locktype = 'advisory'"
-
-
-def _at_the_job(pg: Postgres) -> int:
-    """How many sessions wait in the middle of the job; waits for the first."""
-    query = f"select count(*) {WAITING}"
-    deadline = time.monotonic() + BEGINS_WITHIN
-    while not (found := pg.value(query)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return int(found)
-
-
-def _expect_dead_worker_leaves_nothing(it: Case, day: str) -> None:
-    """The server connection of a worker dies in the middle of the job."""
-    with held_up(it.pg, "closing", day):
-        pending = it.box.begin(call, "close_day", day, on="app")
-        _at_the_job(it.pg)
-        it.pg.rows(f"select pg_terminate_backend(pid, 5000) from (select pid {WAITING}) as worker")
-    given = pending.result(WITHIN)
-    it.trial.expect(
-        "a worker whose server connection dies gets an error (a `psycopg.OperationalError`)",
-        f"{given.problem or repr(given.value)}",
-        given.problem is not None and "OperationalError" in given.problem.kinds,
-        looks.UNCHANGED,
-    )
-    _expect_free(it, "after its death")
-
-
-# --- notifications ------------------------------------------------------------------------------------------
-
-
-def _listen(it: Case) -> None:
-    it.returns("listen(app)", it.box.do(WITHIN, call, "listen", on="app", keep="listener"))
-
-
-def _events(it: Case, many: int, seconds: float) -> Answer:
-    return it.box.do(WITHIN, call, "events", many, seconds, on="listener")
-
-
-def _expect_heard(it: Case, sent: Sequence[str], when: str, at_once: bool = True) -> None:
-    """``at_once``: they have been sent when `events` is called."""
-    past, expected = it.mode.past(), f"{len(sent)} notifications, sent {when}, arrive within {ARRIVES_WITHIN:g} s"
-    if at_once:
-        it.mode.notify("invoice", sent)
-    pending = it.box.begin(call, "events", len(sent), ARRIVES_WITHIN, on="listener")
-    if not at_once:
-        time.sleep(0.2)
-        it.mode.notify("invoice", sent)
-    given = pending.result(WITHIN)
-    heard = _payloads(given)
-    it.trial.expect(
-        expected,
-        f"{given.problem}" if given.problem else f"{sum(each in heard for each in sent)} arrived",
-        heard == [*sent],
-        _meaning(it, given.problem) if given.problem else _why_deaf(it, past),
-    )
-    if given.seconds >= ARRIVES_WITHIN:
-        measured = f"all arrived, and `events` took {given.seconds:.1f} s"
-        it.trial.expect(f"{expected}, and `events` returns then", measured, False, looks.WHOLE_TIME)
-
-
-def _expect_silence(it: Case) -> None:
-    """Nothing is sent, and `events` must not wait for it longer than it is told."""
-    expected = f"`events(listener, 1, {SILENT:g})` returns [] within {SILENT_WITHIN:g} s when nothing is sent"
-    try:
-        given = it.box.do(SILENT_WITHIN, call, "events", 1, SILENT, on="listener")
-    except Hangs as hang:
-        it.trial.expect(expected, f"{hang}", False, looks.LATE)
-        raise
-    it.trial.expect(expected, f"{given.problem or repr(given.value)}", given.value == [], looks.LATE)
-
-
-def _expect_none_dropped(it: Case, sent: Sequence[str]) -> None:
-    """More have come than one call asks for."""
-    it.mode.notify("invoice", sent)
-    many = len(sent) // 2
-    heard = [payload for _ in range(2) for payload in _payloads(_events(it, many, SHORTLY))]
-    expected = f"{len(sent)} notifications, sent before two calls for {many} each, arrive"
-    it.trial.expect(expected, f"{len(heard)} arrived", heard == [*sent], looks.DROPPED)
-
-
-def _payloads(given: Answer) -> list[Any]:
-    return given.value if isinstance(given.value, list) else []
-
-
-def _meaning(it: Case, problem: Problem) -> str:
-    nothing = "NoneType" in problem.message and it.box.do(WITHIN, is_none, "listener")
-    return looks.NO_LISTENER if nothing else it.meaning(problem)
-
-
-def _own_sessions(it: Case) -> Iterator[dict[str, Any]]:
-    """The learner's sessions that came past PgBouncer."""
-    servers = it.mode.pids()
-    return (row for row in it.trial.sessions.now() if row["pid"] not in servers)
-
-
-def _why_deaf(it: Case, past: int) -> str:
-    if it.mode.past() > past:
-        return looks.DEAF_LATE
-    states = [row["state"] or "" for row in _own_sessions(it)]
-    if any(state.startswith("idle in transaction") for state in states):
-        return looks.DEAF_TRANSACTION
-    return looks.DEAF_ELSE if states else looks.DEAF
-
-
-def _expect_listens_again(it: Case) -> None:
-    """The listener's session dies: its caller must learn of it, or it must listen again by itself."""
-    for row in _own_sessions(it):
-        it.pg.rows(f"select pg_terminate_backend({row['pid']}, 5000)")
-    given = _events(it, 1, 0.3)
-    if given.problem:
-        it.trial.expect(
-            "`events` raises a `psycopg.OperationalError` when its session has ended, or listens again",
-            f"{given.problem}",
-            "OperationalError" in given.problem.kinds,
-            looks.UNCHANGED,
-        )
-        _listen(it)
-    sent = ["invoice again"]
-    it.mode.notify("invoice", sent)
-    given = _events(it, 1, ARRIVES_WITHIN)
-    it.trial.expect(
-        "after the end of its session, and `listen` again where `events` raised an error, 1 notification arrives",
-        f"{given.problem or repr(given.value)}",
-        given.value == sent,
-        looks.DEAF_FOREVER,
-    )

@@ -35,6 +35,8 @@ MORE = 3 * SIZE
 CREW = 4
 WITHIN = 6.0
 """Seconds that a round of requests may take."""
+IMPATIENT = "report"
+"""The function whose statements have a timeout. Of others the log is not asked: a container's needs its time."""
 CLOSING = 0.2
 """Seconds in which the server notices that a client has gone."""
 
@@ -74,8 +76,18 @@ UNEQUAL = (
 )
 POOLS_STATE = (
     "What you set on a connection goes back to the pool with it, and the next one to borrow it works with it: with "
-    "`autocommit`, its statements are no longer one transaction. Leave it unset, or set it back before the connection "
-    "is returned."
+    "`autocommit`, its statements are no longer one transaction; with another `row_factory`, it gets other rows. Leave "
+    "it unset (`set local` and `conn.cursor(row_factory=…)` do not stay), or set it back in a `finally`, before the "
+    "connection is returned."
+)
+CHANCES = (
+    "The server's log says how often it cancelled a statement of this request. The function as given asks once more, "
+    "and not more often: leave it so."
+)
+AT_ONCE = (
+    "Two requests change one order at once. Both have read what it cost before either of them wrote, so one of the two "
+    "differences is wrong, and money is lost or made. The function as given reads it with `for update`: the second "
+    "request waits there until the first one has committed."
 )
 OPENED = (
     "More connections were opened than the pool has places. Either the function connects past the pool, or it closes "
@@ -88,11 +100,23 @@ OPENED = (
 
 @dataclass(frozen=True)
 class Step:
-    """One request, and what it gave."""
+    """A request to make."""
 
-    case: str
+    what: str
+    arguments: tuple[Any, ...]
+    is_later: bool = False
+    """Whether others have changed the data since the last one."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one request gave."""
+
     answer: Answer
+    before: dict[str, Any]
     data: dict[str, Any]
+    cancelled: int
+    """Statements that the server cancelled for their time."""
 
     def __str__(self) -> str:
         """The outcome, in words."""
@@ -126,9 +150,13 @@ def mended_functions(
     with trial.sandbox(pg, Shop=Shop, **mended, **originals) as box, shops.manager(pg) as conn:
         bench = Bench(trial, box, pg, conn)
         count = sum(_works(bench, name, requests[name]) for name in mended)
+        if "correct" in mended:
+            _at_once(bench, "correct", [(17, 20), (17, 50)])
     trial.expect("every connection back after each request", f"all, after each of {count}", True, "-")
     trial.expect("answers, errors and data as those of the functions as given", "the same", True, "-")
-    trial.expect("connections that lie in the pool as they did when they were new", "they do", True, "-")
+    trial.expect(
+        "connections that lie in the pool as they did when they were new", "they do, after each request", True, "-"
+    )
     trial.expect(f"at most {SIZE} connections opened, by the pool", f"{SIZE} or fewer, for each function", True, "-")
 
 
@@ -139,14 +167,14 @@ def _works(bench: Bench, name: str, cases: Cases) -> int:
     mark = bench.pg.mark()
     opened_shop(bench.trial, bench.box, bench.pg, shops.MENDED)
     new = bench.box.do(WITHIN, shops.conditions, SIZE)
-    before = shops.data_of(bench.conn, shops.MENDED)
-    steps = list(_steps(bench, name, cases))
+    steps = _steps(name, cases)
+    taken = [_taken(bench, name, step, new) for step in steps]
     more = [(name, next(iter(cases.values())))] * MORE
     answers, out = bench.box.do(WITHIN, shops.requests, more, CREW, in_turn=True)
-    _back(bench.trial, f"after {MORE} requests of `{name}` from {CREW} threads", out)
-    used = bench.box.do(WITHIN, shops.conditions, SIZE)
+    back(bench.trial, f"after {MORE} requests of `{name}` from {CREW} threads", out)
+    unchanged(bench.trial, bench.box, f"`{name}`", new)
     connections = opened(bench.pg, mark)
-    _as_given(bench, name, cases, before, steps)
+    _as_given(bench, name, steps, taken)
     failed = problems(answers)
     bench.demand(
         f"{MORE} more requests of `{name}`, {MORE} answers",
@@ -155,45 +183,93 @@ def _works(bench: Bench, name: str, cases: Cases) -> int:
         READ,
     )
     bench.demand(
-        f"connections that lie in the pool as they did when they were new, after `{name}`",
-        f"{' / '.join(used)}; new ones: {' / '.join(new)}",
-        used == new,
-        POOLS_STATE,
-    )
-    bench.demand(
         f"at most {SIZE} connections opened for `{name}`, by the pool", f"{connections}", connections <= SIZE, OPENED
     )
     return len(steps) + len(answers)
 
 
-def _steps(bench: Bench, name: str, cases: Cases) -> Iterator[Step]:
-    for case in [next(iter(cases)), *cases]:  # the first one twice: some remember
-        answer, out = bench.box.do(WITHIN, shops.request, name, cases[case])
-        _back(bench.trial, f"after `{name}`, case '{case}'", out)
-        yield Step(case, answer, shops.data_of(bench.conn, shops.MENDED))
+def _steps(name: str, cases: Cases) -> list[Step]:
+    """What is asked of a function, in this order."""
+    if name == "next_page":  # it remembers: two users in turn, and what comes after the last page
+        calls = [(42, 3), (43, 3), (42, 3), (42, 1000), (42, 3), *[(44, 5)] * 4]
+        return [Step(f"`{name}`, request {at} of {len(calls)}, {each},", each) for at, each in enumerate(calls, 1)]
+    steps = [Step(f"`{name}`, case '{case}',", arguments) for case, arguments in cases.items()]
+    again = f"{steps[0].what} the second time, when others have changed the data,"
+    return [steps[0], Step(again, steps[0].arguments, is_later=True), *steps[1:]]
 
 
-def _as_given(bench: Bench, name: str, cases: Cases, before: dict[str, Any], steps: Sequence[Step]) -> None:
+def _taken(bench: Bench, name: str, step: Step, new: list[str] | None = None) -> Taken:
+    """Make one request. Of a mended function, for which ``new`` is given: nothing is out, and nothing left behind."""
+    schema = shops.GIVEN if new is None else shops.MENDED
+    if step.is_later:
+        shops.meanwhile(bench.conn, schema)
+    before, mark = shops.data_of(bench.conn, schema), bench.pg.mark() if name == IMPATIENT else None
+    answer, out = bench.box.do(WITHIN, shops.request, f"given {name}" if new is None else name, step.arguments)
+    if new is not None:
+        back(bench.trial, f"after {step.what}", out)
+        unchanged(bench.trial, bench.box, step.what, new)
+    cancelled = 0 if mark is None else bench.pg.log(since=mark).count(shops.TIMED_OUT)
+    return Taken(answer, before, shops.data_of(bench.conn, schema), cancelled)
+
+
+def _as_given(bench: Bench, name: str, steps: Sequence[Step], taken: Sequence[Taken]) -> None:
     """The same requests of the function as given, on the same data, in a shop of its own."""
     opened_shop(bench.trial, bench.box, bench.pg, shops.GIVEN, quiet=True)
-    last = before
-    for at, step in enumerate(steps):
-        answer, _ = bench.box.do(WITHIN, shops.request, f"given {name}", cases[step.case])
-        wanted = Step(step.case, answer, shops.data_of(bench.conn, shops.GIVEN))
-        what = f"`{name}`, case '{step.case}',{' the second time,' if at == 1 else ''}"
-        bench.demand(f"{what} {wanted}", _outcome(step), str(wanted) == str(step), _meaning(step.answer.problem))
-        other = next((key for key, value in wanted.data.items() if step.data[key] != value), "")
+    for step, found in zip(steps, taken, strict=True):
+        wanted = _taken(bench, name, step)
+        problem = found.answer.problem
+        bench.demand(f"{step.what} {wanted}", _outcome(found), str(wanted) == str(found), _meaning(problem))
+        other = next((key for key, value in wanted.data.items() if found.data[key] != value), "")
         bench.demand(
-            f"{what} leaves the data as the function as given does",
-            f"other data, in {other}{_numbers(step.data[other], wanted.data[other])}" if other else "the same",
+            f"{step.what} leaves the data as the function as given does",
+            f"other data, in {other}{_numbers(found.data[other], wanted.data[other])}" if other else "the same",
             not other,
-            UNCOMMITTED if step.data == last else HALF if wanted.data == last else UNEQUAL,
+            UNCOMMITTED if found.data == found.before else HALF if wanted.data == wanted.before else UNEQUAL,
         )
-        last = step.data
+        bench.demand(  # a busy machine may cancel one of any request
+            f"{step.what} makes {wanted.cancelled} attempts",
+            f"{found.cancelled}, each of them cancelled",
+            wanted.cancelled < 2 or wanted.cancelled == found.cancelled,
+            CHANCES,
+        )
 
 
-def _outcome(step: Step) -> str:
-    return f"it raises {step.answer.problem}" if step.answer.problem else f"it {step}"
+def _at_once(bench: Bench, name: str, calls: Sequence[tuple[Any, ...]]) -> None:
+    """Two requests that change one order at the same time: the money that they move is the money that is there."""
+    opened_shop(bench.trial, bench.box, bench.pg, shops.MENDED)
+    shops.furnish(bench.conn)
+    whole = _worth(bench)
+    with shops.held(bench.pg, calls[0][0]):
+        pending = bench.box.begin(shops.requests, [(name, each) for each in calls], len(calls))
+        _until_waiting(bench.trial, len(calls))
+    answers, out = pending.result(WITHIN)
+    what = " and ".join(f"`{name}(shop, {', '.join(map(str, each))})`" for each in calls)
+    back(bench.trial, f"after {what} at once", out)
+    failed, worth = problems(answers), _worth(bench)
+    bench.demand(
+        f"{what} at once, both answered", f"{len(answers) - len(failed)} answered{first_of(failed)}", not failed, READ
+    )
+    bench.demand(
+        f"orders and accounts worth {whole} in all, also after {what} at once", f"{worth}", worth == whole, AT_ONCE
+    )
+
+
+def _worth(bench: Bench) -> Any:
+    data = shops.data_of(bench.conn, shops.MENDED)
+    return data["the worth of all orders"] + data["the money in all accounts"]
+
+
+def _until_waiting(trial: Trial, number: int) -> None:
+    """Wait until so many requests wait in the server; not long, for some wait outside of it, one for the other."""
+    deadline = time.monotonic() + 1
+    while (
+        sum(row["wait_event_type"] == "Lock" for row in trial.sessions.now()) < number and time.monotonic() < deadline
+    ):
+        time.sleep(PERIOD)
+
+
+def _outcome(found: Taken) -> str:
+    return f"it raises {found.answer.problem}" if found.answer.problem else f"it {found}"
 
 
 def _numbers(found: Any, wanted: Any) -> str:
@@ -238,18 +314,39 @@ def opened_shop(trial: Trial, box: Sandbox, pg: Postgres, schema: str, quiet: bo
         trial.expect("`Shop(dsn)` gives a shop", str(begun.problem), False, SHOP)
 
 
-def _back(trial: Trial, when: str, out: Sequence[Borrowed]) -> None:
+def back(trial: Trial, when: str, out: Sequence[Borrowed]) -> None:
+    """Expect that nothing is out; written down where something is."""
     if out:
         closed = len(when_gone(trial, SIZE - len(out))) < SIZE
         trial.expect(f"every connection back {when}", missing(out), False, f"{CLOSED if closed else HELD} {PATHS}")
 
 
-def when_gone(trial: Trial, number: int) -> list[dict[str, Any]]:
+def unchanged(trial: Trial, box: Sandbox, after: str, new: list[str]) -> None:
+    """Expect that connections lie in the pool as ``new`` ones do; written down where they do not."""
+    used = box.do(WITHIN, shops.conditions, SIZE)
+    if used != new:
+        trial.expect(
+            f"connections that lie in the pool as they did when they were new, after {after}",
+            f"{' / '.join(used)}; new ones: {' / '.join(new)}",
+            False,
+            POOLS_STATE,
+        )
+
+
+def when_gone(trial: Trial, number: int, within: float = CLOSING) -> list[dict[str, Any]]:
     """The server's sessions, as soon as they are ``number`` or fewer: it needs a moment to see that clients go."""
-    deadline = time.monotonic() + CLOSING
+    deadline = time.monotonic() + within
     while len(rows := trial.sessions.now()) > number and time.monotonic() < deadline:
         time.sleep(PERIOD)
     return rows
+
+
+def whole_pool(trial: Trial) -> int:
+    """The server's sessions, when they are those of one shop: a pool may still be opening one, or closing some."""
+    deadline = time.monotonic() + shops.BUSY
+    while (number := len(trial.sessions.now())) != SIZE and time.monotonic() < deadline:
+        time.sleep(PERIOD)
+    return number
 
 
 def missing(out: Sequence[Borrowed]) -> str:

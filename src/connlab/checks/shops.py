@@ -18,8 +18,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
-from psycopg.rows import dict_row
-from psycopg_pool import ConnectionPool
+from psycopg.rows import dict_row, tuple_row
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from connlab.checks.answers import Answer
 from connlab.checks.borrowers import Borrowed, keep_book
@@ -59,6 +59,23 @@ select (select count(*) from {schema}.orders) as "orders",
            select format('%s: %s', user_id, balance) from {schema}.accounts union all
            select format('%s %s', email, name) from {schema}.users) as rows) as "what belongs to whom"
 """
+LEFT = """
+select format('`%s` of `%s`', name, current_setting(name)) from pg_settings
+where source = 'session' and setting is distinct from reset_val and name <> 'transaction_read_only'
+and name not in ('transaction_isolation', 'transaction_deferrable')
+union all select format('temporary table `%s`', relname) from pg_class
+where relnamespace = pg_my_temp_schema() and relkind = 'r' order by 1
+"""
+"""What a session keeps until it ends."""
+MEANWHILE = """
+update {schema}.users set name = 'Grace' where id = 42;
+update {schema}.accounts set balance = balance + 7 where user_id = 42;
+insert into {schema}.orders (user_id, amount) values (1, 500)
+"""
+"""Others use the shop as well: what was read once is not true for ever."""
+TIMED_OUT = "canceling statement due to statement timeout"
+BUSY = 4.0
+"""Seconds that a busy machine may need."""
 
 
 # --- the database -------------------------------------------------------------------------------------------
@@ -88,6 +105,20 @@ def dsn_of(pg: Postgres, schema: str) -> str:
 def data_of(conn: psycopg.Connection[dict[str, Any]], schema: str) -> dict[str, Any]:
     """What is in the tables, committed: numbers to show, and a digest of the rest."""
     return conn.execute(DATA.format(schema=schema)).fetchone() or {}
+
+
+def meanwhile(conn: psycopg.Connection[Any], schema: str) -> None:
+    """What others do to the data between two requests."""
+    conn.execute(sql.SQL(MEANWHILE).format(schema=sql.Identifier(schema)))
+
+
+@contextlib.contextmanager
+def held(pg: Postgres, order_id: int) -> Iterator[None]:
+    """Nobody changes that order meanwhile: who tries waits in the server."""
+    with manager(pg) as conn, conn.transaction(force_rollback=True):
+        name = sql.Identifier(MENDED, "orders")
+        conn.execute(sql.SQL("select 1 from {} where id = %s for update").format(name), [order_id])
+        yield
 
 
 class Interruptions:
@@ -149,6 +180,11 @@ def _pools() -> list[ConnectionPool]:
     return [each for each in gc.get_objects() if issubclass(type(each), ConnectionPool) and not each.closed]
 
 
+def open_connections(learner: Learner) -> int:
+    """How many connections the process has that are open, in a pool, lost, or kept."""
+    return sum(issubclass(type(each), psycopg.Connection) and not each.closed for each in gc.get_objects())
+
+
 @functools.cache
 def _at_rest() -> None:
     """What is there before the first shop need not be looked through each time."""
@@ -176,8 +212,10 @@ def requests(
 
 def conditions(learner: Learner, size: int) -> list[str]:
     """How the connections lie in the pool, ``size`` of them, in words; each way only once."""
-    pool = _pools()[0]
-    taken = [pool.getconn() for _ in range(min(size, pool.max_size))]
+    pool, taken = _pools()[0], list[Any]()
+    with contextlib.suppress(PoolTimeout):  # what is lost is told elsewhere
+        for _ in range(min(size, pool.max_size)):
+            taken.append(pool.getconn(BUSY))  # one that broke may still be on its way
     found = {_condition(conn) for conn in taken}
     for conn in taken:
         pool.putconn(conn)
@@ -188,10 +226,14 @@ def _condition(conn: psycopg.Connection[Any]) -> str:
     words = ["with `autocommit`" if conn.autocommit else "without `autocommit`"]
     if conn.info.transaction_status != TransactionStatus.IDLE:
         words.append(f"in the state {conn.info.transaction_status.name}")
-    with contextlib.suppress(psycopg.Error), conn.transaction(force_rollback=True):
-        for name in ("statement_timeout", "lock_timeout"):
-            value = conn.execute("select current_setting(%s)", [name]).fetchone()
-            words += [f"with a `{name}` of {value[0]}"] if value and value[0] != "0" else []
+    for name, usual in (("row_factory", tuple_row), ("isolation_level", None), ("read_only", None)):
+        value = getattr(conn, name)
+        words += [] if value is usual else [f"with a `{name}` of `{getattr(value, '__name__', value)}`"]
+    try:
+        with conn.transaction(force_rollback=True), conn.cursor(row_factory=tuple_row) as cursor:
+            words += [f"with a {what}" for (what,) in cursor.execute(LEFT).fetchall()]
+    except psycopg.Error as error:
+        words.append(f"on which a query fails (`{type(error).__name__}`)")
     return "closed" if conn.closed else ", ".join(words)
 
 
@@ -251,9 +293,12 @@ def judged(learner: Learner, dsn: str, before: int, function: Any, arguments: tu
     return answer, number
 
 
-def named(learner: Learner) -> tuple[Answer, list[tuple[str, str]] | None]:
-    """What the learner's `leaks` returns, as pairs; None when it is in another form."""
-    answer = learner.call("leaks", keep="leaks")
+def named(learner: Learner, dsn: str) -> tuple[Answer, list[tuple[str, str]] | None]:
+    """What the learner's `leaks` returns, as pairs; None when it is in another form. Shops that it left are closed."""
+    _at_rest()  # before the learner's pools are there
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    answer = learner.call("leaks", dsn, keep="leaks")
+    close_shop(learner)
     value: Any = learner.kept.get("leaks")
     try:
         pairs: Any = value.items() if isinstance(value, dict) else value

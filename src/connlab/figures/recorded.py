@@ -21,6 +21,8 @@ from connlab.recorder import Gap, Mark, Recorder, Series
 LABEL_WIDTH = 0.013
 """What a letter of a mark's label takes of the axis' width, about."""
 ROWS = 3
+CROSSES = 10
+"""Points that a row of crosses needs between a lane and its title."""
 
 
 class Track:
@@ -96,7 +98,7 @@ def timeline(
             _draw(axis, track, end)
         axes[-1].set_xlim(since, end)
         axes[-1].set_xlabel("seconds since the recording began")
-        _draw_marks(axes, marks, since, end)
+        _draw_marks(axes, marks, since, end, above=20 + (CROSSES if tracks[0].failures else 0))
     return Picture(made, alt=_alternative(tracks, marks, end), look=look)
 
 
@@ -110,7 +112,8 @@ def _named(tracks: Sequence[Track], name: str) -> Track:
 def _draw(axis: Axes, track: Track, end: float) -> None:
     lane = track.lane
     same = track.source.lower() in (lane.title.lower(), "pool")
-    title = axis.set_title(lane.title if same else f"{track.source} ({lane.title})", pad=4)
+    above = 4 + (CROSSES if track.failures else 0)
+    title = axis.set_title(lane.title if same else f"{track.source} ({lane.title})", pad=above)
     title.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # a mark's line passes behind it
     axis.set_ylabel(f"{lane.unit}\nand clients" if lane.lines else lane.unit)
     base = np.zeros(len(track.times))
@@ -176,7 +179,7 @@ def _draw_gap(axis: Axes, gap: Gap, end: float) -> None:
         )
 
 
-def _draw_marks(axes: Sequence[Axes], marks: Sequence[Mark], since: float, end: float) -> None:
+def _draw_marks(axes: Sequence[Axes], marks: Sequence[Mark], since: float, end: float, *, above: int) -> None:
     free = [-1.0] * ROWS
     for mark in marks:
         for axis in axes:
@@ -190,7 +193,7 @@ def _draw_marks(axes: Sequence[Axes], marks: Sequence[Mark], since: float, end: 
             mark.text,
             (place, 1),
             xycoords="axes fraction",
-            xytext=(-3 if leftwards else 3, 20 + 12 * row),
+            xytext=(-3 if leftwards else 3, above + 12 * row),
             textcoords="offset points",
             ha="right" if leftwards else "left",
             fontsize=8.5,
