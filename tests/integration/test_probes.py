@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
 from connlab import Postgres
-from connlab.checks.ladder import long_reader, queued, reading
+from connlab.checks.ladder import LongReader, queued, reading
+from connlab.checks.limits import ALSO, REQUIRED, Limits, expect_sum, limits_of
 from connlab.checks.probes import (
     End,
     Silent,
@@ -26,6 +28,7 @@ from connlab.checks.probes import (
     until,
     waits_for,
 )
+from connlab.checks.trial import Trial, Unmet
 
 GIVE_UP = 0.5
 
@@ -83,12 +86,43 @@ def test_pgbouncer_ends_a_wait_in_its_queue_if_it_is_told_to(pg: Postgres) -> No
 
 
 def test_readers_stand_behind_a_statement_that_waits_for_a_strong_lock(pg: Postgres) -> None:
-    with reading(pg, 0.5) as undisturbed, long_reader(pg, 0.5):
-        pass
-    assert undisturbed.ends and not undisturbed.failed and undisturbed.stood < 0.5
-    with reading(pg, 0.5) as disturbed, long_reader(pg, 0.5), unlimited(pg) as conn:
+    undisturbed = LongReader(pg, 0.4, never=0.3)
+    with reading(pg, undisturbed) as reads, undisturbed:
+        assert undisturbed.over.wait(5), "nobody asks, so it ends after `never`"
+    assert reads.ends and not reads.failed and not reads.locked and not undisturbed.asked.is_set()
+    in_the_way = LongReader(pg, 0.4, never=5)
+    with reading(pg, in_the_way) as reads, in_the_way, unlimited(pg) as conn:
+        time.sleep(0.5)  # who comes late finds it there all the same, and for as long
+        began = time.perf_counter()
         conn.execute("begin; lock table orders in access exclusive mode; rollback")
-    assert disturbed.stood > undisturbed.stood
+        assert time.perf_counter() - began > 0.35
+    assert reads.stood > 0.5
+
+
+def test_limits_are_what_a_new_session_begins_with(pg: Postgres) -> None:
+    with unlimited(pg) as conn:
+        try:
+            conn.execute("alter role app set statement_timeout = '350ms'; alter role app set lock_timeout = 0.25")
+            found = limits_of(pg.dsn)
+        finally:
+            conn.execute("alter role app reset all")
+    assert found.seconds["statement_timeout"] == 0.35 and not found.within
+    assert "`statement_timeout = 350ms`, `lock_timeout = 0 (off)`" in str(found)
+    assert not any(limits_of(pg.admin_dsn).seconds.values())
+
+
+def test_limits_are_within_the_requirement_to_the_millisecond() -> None:
+    assert Limits(dict(REQUIRED)).within and Limits({**REQUIRED, ALSO: 0}).within
+    for name, seconds in REQUIRED.items():
+        assert not Limits({**REQUIRED, name: seconds + 0.001}).within
+        assert not Limits({**REQUIRED, name: 0}).within
+
+
+def test_the_sum_is_judged_by_numbers_and_not_by_luck() -> None:
+    for measured in ([0.3, 0.6, 0.75], [0.31, 0.93, 0.76]):
+        with pytest.raises(Unmet):
+            expect_sum(Trial("-"), Limits({"transaction_timeout": 0.75}), 0.6, 0.3, measured)
+        expect_sum(Trial("-"), Limits({"transaction_timeout": 0.67}), 0.6, 0.3, measured)
 
 
 def test_a_silent_server_sees_how_long_a_client_waits() -> None:
