@@ -206,6 +206,8 @@ def _scripted(
     """A request whose attempts end as the check wants: how many it makes, and what it ends with; when they began."""
     answer, times = box.do(WITHIN, scripted, outcomes)
     problem = answer.problem
+    if ending == "TimeoutError" and len(times) == attempts:
+        look = texts.IN_THE_END
     trial.expect(
         expected,
         f"{problem or repr(answer.value)}, after {len(times)} attempt{'s' if len(times) != 1 else ''}",

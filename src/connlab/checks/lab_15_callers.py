@@ -122,7 +122,7 @@ def _raises(wrong: Sequence[Answer], returned: str) -> str:
 
 
 def _read(problem: Problem) -> str:
-    return texts.AWAIT if "coroutine'" in problem.message else texts.READ
+    return texts.AWAIT if "'coroutine'" in problem.message or "a coroutine:" in problem.message else texts.READ
 
 
 def within_pool(trial: Trial, watch: Watch) -> None:
