@@ -180,8 +180,8 @@ def retries(trial: Trial, start: Function, ask: Function, ask_again: Function, p
         with orders_locked(trial, pg), Watch(trial.sessions) as watch:
             answers, attempts = box.do(WITHIN, retrying, users(callers), callers)
         trial.expect(
-            f"after a new `start`, at most {callers + allowed + SLACK} attempts for {callers} requests at once that all "
-            f"give up: the first of each, {allowed} again, and {SLACK} that counters may miss in many threads",
+            f"after a new `start`, at most {callers + allowed + SLACK} attempts for {callers} requests at once that "
+            f"all give up: the first of each, {allowed} again, and {SLACK} that counters may miss in many threads",
             f"{len(attempts)} attempts",
             len(attempts) <= callers + allowed + SLACK,
             texts.BUDGET.format(_most_tries(attempts)),

@@ -56,10 +56,11 @@ def gives_up(
             # Two are served; the others come while these wait, and leave later, or, with less patience, before.
             after = PATIENCE / 3 if name == others else PATIENCE / 10
             pending = box.begin(queued, users(callers), (name, POOL), others, after)
-            time.sleep(PATIENCE * 2 / 3)  # all have come, and those that are served wait
-            queue = _waiting(bouncer)
+            queue = 0
+            for _ in range(4):
+                time.sleep(PATIENCE / 3)
+                queue = max(queue, _waiting(bouncer))
             answers, hang = _in_time(pending, 5 * PATIENCE)  # the callers may have begun a little later
-            queue = max(queue, _waiting(bouncer))
             until(lambda: not active(trial.sessions), SOON)
             left = len(active(trial.sessions))
         done = answers or pending.result(WITHIN)
