@@ -170,11 +170,11 @@ def retries(trial: Trial, start: Function, ask: Function, ask_again: Function, p
     """Write `ask_again`: it tries again after a TimeoutError, three times in all, and within the service's budget."""
     with service(trial, pg, POOL, start=start, ask=ask, ask_again=ask_again) as (box, bouncer):
         starts(trial, box, "start", bouncer)
-        box.do(WITHIN, load, "ask", users(2 * POOL), 2 * POOL, on="app")
         _tries_by_script(trial, box)
         starts(trial, box, "start", bouncer)
         _budget_by_script(trial, box)
         starts(trial, box, "start", bouncer)
+        box.do(WITHIN, load, "ask", users(2 * POOL), 2 * POOL, on="app")
         callers = 12 if is_fast() else 24
         allowed = SPARE + callers // EACH
         with orders_locked(trial, pg), Watch(trial.sessions) as watch:

@@ -57,7 +57,7 @@ def gives_up(
             after = PATIENCE / 3 if name == others else PATIENCE / 10
             pending = box.begin(queued, users(callers), (name, POOL), others, after)
             queue = 0
-            for _ in range(4):
+            for _ in range(3):  # all have come by then
                 time.sleep(PATIENCE / 3)
                 queue = max(queue, _waiting(bouncer))
             answers, hang = _in_time(pending, 5 * PATIENCE)  # the callers may have begun a little later
