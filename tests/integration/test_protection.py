@@ -6,7 +6,7 @@ import pytest
 from conftest import Start
 
 from connlab import Postgres
-from connlab.checks.protection import stored, unprotected
+from connlab.checks.protection import not_yet_read, stored, unprotected
 
 INTERVAL, TIMEOUT = "client_connection_check_interval", "statement_timeout"
 
@@ -43,3 +43,11 @@ def test_everything_is_as_before(pg: Postgres, capsys: pytest.CaptureFixture[str
     assert pg.value("select pg_read_file('postgresql.auto.conf')") == file
     assert (pg.value("show work_mem"), pg.value(f"show {TIMEOUT}")) == ("5MB", "7min")
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_written_and_not_read_is_found(pg: Postgres) -> None:
+    with unprotected(pg):
+        assert not_yet_read(pg) is None
+        pg.rows(f"alter system set {INTERVAL} = '8s'")
+        assert not_yet_read(pg) == (INTERVAL, "8s")
+        pg.rows(f"alter system reset {INTERVAL}")

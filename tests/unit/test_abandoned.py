@@ -35,6 +35,17 @@ def test_what_is_no_coroutine_is_told_so() -> None:
     assert problem is not None and "it is no coroutine: write `async def" in problem.message
 
 
+async def forgets() -> Any:
+    return slow(0)
+
+
+def test_a_coroutine_that_nobody_awaits_is_told_so() -> None:
+    learner = Learner({"forgets": forgets})
+    in_a_loop(learner, "forgets", 1, "forgets")
+    problem = call(learner, "forgets").problem
+    assert problem is not None and "`await` is missing after `return` in `forgets`" in problem.message
+
+
 async def stub() -> None:
     raise NotImplementedError()
 

@@ -78,14 +78,32 @@ class Watch:
         self._thread.join()
 
 
-class LongQuery:
-    """A query that takes ``seconds``, and a client that waits for it; cancelled when the ``with`` block is left."""
+def in_transactions(dsn: str, clients: int, query: str) -> list[list[tuple[Any, ...]]]:
+    """What the query answers to clients whose transactions are open together: so each has another connection."""
+    with contextlib.ExitStack() as stack:
+        conns = [stack.enter_context(psycopg.connect(dsn, prepare_threshold=None)) for _ in range(clients)]
+        return [conn.execute(query).fetchall() for conn in conns]
 
-    def __init__(self, dsn: str, seconds: float) -> None:
+
+class LongQuery:
+    """A query that takes ``seconds``, and a client that waits for it; cancelled when the ``with`` block is left.
+
+    ``again``: when it is answered, the client asks once more, until that is ``enough()``.
+    """
+
+    def __init__(self, dsn: str, seconds: float, again: bool = False) -> None:
         self.seconds, self._dsn = seconds, dsn
+        self._enough = threading.Event()
+        if not again:
+            self._enough.set()
         self._conn: psycopg.Connection | None = None
         self._problem: psycopg.Error | None = None
         self._thread = threading.Thread(target=self._run, name="connlab-long-query", daemon=True)
+
+    def enough(self) -> None:
+        """Wait for the answer that is due, and ask no more."""
+        self._enough.set()
+        self._thread.join()
 
     def problem(self) -> psycopg.Error | None:
         """What it ended with; waits for the end."""
@@ -96,6 +114,8 @@ class LongQuery:
         try:
             with psycopg.connect(self._dsn, autocommit=True) as self._conn:
                 self._conn.execute("select pg_sleep(%s)", [self.seconds])
+                while not self._enough.is_set():
+                    self._conn.execute("select pg_sleep(%s)", [self.seconds])
         except psycopg.Error as problem:
             self._problem = problem
 
@@ -106,6 +126,7 @@ class LongQuery:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._enough.set()
         if self._thread.is_alive() and self._conn:
             with contextlib.suppress(psycopg.Error):
                 self._conn.cancel_safe(timeout=2)
@@ -180,7 +201,10 @@ def _waiting(
             value = function(*arguments)
             if not inspect.isawaitable(value):
                 raise TypeError(f"it is no coroutine: write `async def {function.__name__}`")
-            return await value
+            if inspect.iscoroutine(result := await value):
+                result.close()
+                raise TypeError(f"it returns a coroutine: `await` is missing after `return` in `{function.__name__}`")
+            return result
 
     return lambda *arguments: asyncio.run_coroutine_threadsafe(run(arguments), loop).result()
 

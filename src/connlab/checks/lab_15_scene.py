@@ -57,26 +57,30 @@ class Scene:
     """Active ones whose clients wait for the answer."""
     others: set[int]
     """Of other roles, which come past PgBouncer."""
+    resting: set[int]
+    """Of the service's, that run no query."""
     before: set[int]
     """Those that were there before: of no interest."""
 
     def about(self, found: set[int]) -> str:
         """Which kinds were found, in words."""
-        rest = found - self.orphans - self.healthy - self.others
+        rest = found & self.resting
+        asked = found - self.orphans - self.healthy - self.others - rest
         kinds = {
             f"{len(found & self.orphans)} of the {len(self.orphans)}": True,
             f"{len(found & self.healthy)} whose client is waiting": found & self.healthy,
             f"{len(found & self.others)} of another role": found & self.others,
             f"{len(rest)} that run no query": rest,
+            f"{len(asked)} of the session that asked": asked,
         }
         return ", ".join(text for text, there in kinds.items() if there)
 
     def look(self, found: set[int]) -> str:
         """Where to look for the first kind that is wrong."""
-        if found & self.others:
-            return texts.OTHERS
-        if found - self.orphans - self.healthy:
+        if found & self.resting:
             return texts.IDLE
+        if found - self.orphans - self.healthy:
+            return texts.OTHERS
         if found & self.healthy:
             return texts.HEALTHY
         return texts.MISSED
@@ -112,9 +116,10 @@ def scene_of(trial: Trial, pg: Postgres, bouncer: PgBouncer, orphans: int) -> It
         send(bouncer.dsn)
         healthy.add(served())
         stack.callback(psycopg.connect(pg.dsn).close)
+        resting = {row["pid"] for row in trial.sessions.now()} - set(sent)
         administrator = send(pg.admin_dsn)
         stack.callback(administrator.cancel_safe)
-        yield Scene(abandoned, healthy, {administrator.info.backend_pid}, before)
+        yield Scene(abandoned, healthy, {administrator.info.backend_pid}, resting, before)
 
 
 @contextmanager

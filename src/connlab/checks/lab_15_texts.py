@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 READ = "Read the error, from its end, and the line that it came from."
+AWAIT = (
+    "A coroutine does nothing before it is awaited, and has no result before that: in front of a call an `await` is "
+    "missing."
+)
 
 # --- orphans ---
 
 LIST = "Return a list of whole numbers: the `pid` of each backend, as pg_stat_activity has it."
 OTHERS = (
-    "An administrator's query, or your own, is no orphan: such sessions come past PgBouncer, so PgBouncer cannot know "
-    "them. What in pg_stat_activity tells them from the service's?"
+    "An administrator's query is no orphan, nor is that of the session which asks pg_stat_activity: such sessions come "
+    "past PgBouncer, so PgBouncer cannot know them. What in pg_stat_activity tells them from the service's?"
 )
 IDLE = "An orphan is a query that still runs. What does pg_stat_activity say of a session that runs none?"
 HEALTHY = (
@@ -34,9 +38,17 @@ NO_LIMIT = (
     "waiting for a connection is part of it (`pool.connection(timeout=…)`)."
 )
 QUEUE = (
-    "{} clients waited in PgBouncer's queue. A cancel ends a query that runs; PgBouncer does nothing with one for a "
-    "client that is still waiting for a server connection. Where else can requests wait, so that your own code can "
-    "send them home? PgBouncer's pool has room for two."
+    "At one moment {} of the clients stood in PgBouncer's queue. A cancel ends a query that runs; PgBouncer does "
+    "nothing with one for a client that is still waiting for a server connection. Where else can requests wait, so "
+    "that your own code can send them home? PgBouncer's pool has room for two."
+)
+TWICE = (
+    "A caller that waits for a connection first has less time left for its query, not the whole patience once more. "
+    "Note when it must be back as soon as it asks, and give the query what is left."
+)
+STAYED = (
+    "A setting of yours has stayed on a server connection, and meets other clients: PgBouncer gives the connection to "
+    "whoever comes next. `SET LOCAL`, or `set_config(…, true)`, ends with the transaction."
 )
 RETURNS = "A caller that got no row must hear of it: raise TimeoutError."
 BROKEN = (
@@ -82,8 +94,9 @@ PREPARED = (
     "of prepared statements: give the pool `kwargs=CONNECT`, with which psycopg prepares none."
 )
 STRAY = (
-    "A request was cut short by the cancel of an earlier one that had the same connection. What waits to cancel a "
-    "query must be called off when the query is done, and be over, before the connection goes back."
+    "A request was cut short by the cancel of an earlier one that had the same connection, or by a limit of yours that "
+    "is shorter than the caller's patience. What waits to cancel a query must be called off when the query is done, "
+    "and be over, before the connection goes back."
 )
 
 # --- a task that is cancelled ---
@@ -109,6 +122,14 @@ UNPROTECTED = (
     "it looked: it does not while it works. A new session of the role `app` still has "
     "`client_connection_check_interval` = 0 and `statement_timeout` = 0. What holds for new sessions is set for a "
     "role, a database or the whole server; a `SET` ends with the session that said it."
+)
+UNREAD = (
+    "`{}` = {} is written, but not yet read: `ALTER SYSTEM` writes a file, which the server reads when it is told to: "
+    "`select pg_reload_conf()`."
+)
+CUT = (
+    "Somebody waited for this query when `protect` was called. Whoever needs the new settings gets them with a new "
+    "connection: which command of PgBouncer's console opens one as soon as nobody uses the old one?"
 )
 SHUT = "What `protect` sets must let the service go on: its clients connect to PgBouncer, and ask."
 OLD = (
@@ -143,12 +164,21 @@ HOPELESS = (
     "after a TimeoutError alone."
 )
 BUDGET = (
-    "One request made up to {} attempts. A limit for each request is not enough: when all give up, all try again, and "
-    "a slow server gets {} times the work. The service needs a budget for all of them: count requests and retries in "
-    "`app`, and do not try again when the retries are more than 3 and a fifth of the requests."
+    "One request made up to {} attempts. When all give up, all try again, and a slow server gets that many times the "
+    "work. The service needs a budget for all of them: count requests and retries in `app`, and do not try again when "
+    "the retries are 3 and a fifth of the requests."
 )
 ENDLESS = (
-    "Callers were still trying when the table had been locked for {:g} s. A request has three attempts; then its "
-    "caller must hear that it got nothing."
+    "A request has three attempts; then its caller must hear that it got nothing. Let the last attempt's TimeoutError "
+    "go on to the caller."
+)
+SPENT = (
+    "A limit for each request is not enough: when all give up, all try again, and a slow server gets three times the "
+    "work. Count requests and retries in `app`: before a retry there must be fewer than 3 + requests // 5. A request "
+    "counts once, however many attempts it makes."
+)
+GROWS = (
+    "The retries were spent, and 20 requests have come since then: there are 4 retries more. Count each request when "
+    "it comes, also one that is answered at once."
 )
 IN_THE_END = "When the last attempt has failed, let its TimeoutError go on to the caller."

@@ -49,6 +49,15 @@ def stored(pg: Postgres) -> dict[Key, str]:
     return {(row["owner"], row["name"]): row["value"] for row in pg.rows(STORED)}
 
 
+def not_yet_read(pg: Postgres) -> tuple[str, str] | None:
+    """A limit of ``BASELINE`` that ``ALTER SYSTEM`` has written, and the server has not read: its name and value."""
+    rows = pg.rows("""
+        select f.name, f.setting from pg_file_settings f join pg_settings s using (name)
+        where f.sourcefile like '%postgresql.auto.conf' and s.setting = '0' and f.setting <> '0'
+    """)
+    return next(((row["name"], row["setting"]) for row in rows if row["name"] in BASELINE), None)
+
+
 def _put_back(pg: Postgres, before: dict[Key, str]) -> None:
     now = stored(pg)
     for key in now.keys() - before.keys():
