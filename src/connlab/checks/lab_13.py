@@ -1,8 +1,8 @@
 """The checks of lab 13: a shop with seven leaks among healthy functions.
 
-The learner writes ``lost(shop, function, *arguments)``, a test helper; ``leaks()``, which names the requests that lose
-a connection; and mends functions of the notebook's ``GIVEN``. What leaks, and what a mended function must answer, is
-found by running the functions as given: nothing of it stands here.
+The learner writes ``lost(shop, function, *arguments)``, a test helper; ``leaks(dsn)``, which names the requests that
+lose a connection; and mends functions of the notebook's ``GIVEN``. What leaks, and what a mended function must answer,
+is found by running the functions as given: nothing of it stands here.
 """
 
 from __future__ import annotations
