@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
@@ -71,9 +70,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 
@@ -113,9 +110,10 @@ class LongQuery:
     def _run(self) -> None:
         try:
             with psycopg.connect(self._dsn, autocommit=True) as self._conn:
-                self._conn.execute("select pg_sleep(%s)", [self.seconds])
-                while not self._enough.is_set():
+                while True:
                     self._conn.execute("select pg_sleep(%s)", [self.seconds])
+                    if self._enough.is_set():
+                        break
         except psycopg.Error as problem:
             self._problem = problem
 
@@ -123,9 +121,7 @@ class LongQuery:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._enough.set()
         if self._thread.is_alive() and self._conn:
             with contextlib.suppress(psycopg.Error):
@@ -160,9 +156,7 @@ class Killed:
         )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
 
