@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import os
 import secrets
@@ -20,11 +21,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from connlab import places, reaper
 
 HOST_LABEL = "connlab.host"
 _MUTEX = threading.RLock()
+Wanted = ParamSpec("Wanted")
+Made = TypeVar("Made")
 
 
 class Owner:
@@ -35,7 +39,7 @@ class Owner:
         self.id = f"{self.pid}-{secrets.token_hex(4)}"
         self._locks: dict[Path, int] = {}
         self._numbers = itertools.count(1)
-        self._stops: dict[int, Callable[[], None]] = {}
+        self._stops: dict[Callable[[], None], tuple[int, int]] = {}
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._engines: dict[str, Path] = {}
 
@@ -57,19 +61,32 @@ class Owner:
             labels = {reaper.OWNER_LABEL: str(self._engines[engine]), HOST_LABEL: host_label()}
             return f"connlab-{kind}-{self.id}-{next(self._numbers)}", labels
 
-    def at_exit(self, stop: Callable[[], None]) -> Callable[[], None]:
-        """Have ``stop`` called when the process ends in order; returns what takes that back."""
-        number = next(self._numbers)
-        self._stops[number] = stop
-        return lambda: self._stops.pop(number, None) and None
+    def at_exit(self, stop: Callable[[], None]) -> None:
+        """Have ``stop`` called when the process ends in order, and by ``undo``."""
+        self._stops[stop] = next(self._numbers), threading.get_ident()
+
+    def forget(self, stop: Callable[[], None]) -> None:
+        """Take ``at_exit`` back. Twice is no error."""
+        self._stops.pop(stop, None)
+
+    def mark(self) -> int:
+        """A moment, for ``undo``."""
+        return next(self._numbers)
+
+    def undo(self, mark: int) -> None:
+        """Stop what this thread has made since ``mark``, newest first, each whatever the others raise."""
+        with contextlib.ExitStack() as stops:
+            for stop, (number, thread) in list(self._stops.items()):
+                if number > mark and thread == threading.get_ident():
+                    stops.callback(stop)
 
     def end(self) -> None:
         """Stop all that is still running, newest first, and remove the directories."""
         if os.getpid() != self.pid:
             return  # a forked child: the servers are its parent's
-        for number in sorted(self._stops, reverse=True):
+        for stop in reversed(list(self._stops)):
             with contextlib.suppress(Exception):
-                self._stops[number]()
+                stop()
         for root in self._locks:
             reaper.reap(root / self.id)
 
@@ -134,6 +151,25 @@ def owner() -> Owner:
             _owner = Owner()
             atexit.register(_owner.end)
         return _owner
+
+
+def all_or_nothing(start: Callable[Wanted, Made]) -> Callable[Wanted, Made]:
+    """Have ``start`` remove what it has made when it raises, and when an interrupt keeps it from returning it.
+
+    A ``try`` inside it is not enough: an interrupt comes between two steps, also between the last and the ``return``.
+    """
+
+    @functools.wraps(start)
+    def whole(*args: Wanted.args, **kwargs: Wanted.kwargs) -> Made:
+        mine = owner()
+        mark = mine.mark()
+        try:
+            return start(*args, **kwargs)
+        except BaseException:
+            mine.undo(mark)
+            raise
+
+    return whole
 
 
 def sweep() -> list[Path]:

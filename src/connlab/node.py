@@ -223,9 +223,7 @@ class Node:
         from connlab.relay import Relay  # a relay is a node itself
 
         self._must_run()
-        relay = Relay.in_front_of(self, settings)
-        self._fronts.append(relay)
-        return relay
+        return Relay.in_front_of(self, settings)
 
     def __enter__(self) -> Self:
         return self

@@ -66,14 +66,10 @@ class PgBouncer(Node):
             raise SettingError(f"listen_port takes a whole number, not {port!r}")
         configuration.check_names(wanted, REFUSED)
         program = runtime.prepare("pgbouncer", port=port, choice=choice)
-        try:
-            bouncer = cls(program, role, console, complete_ini(ini or "", wanted, server, program.listen))
-            program.write("userlist.txt", bouncer._userlist())
-            program.write("pgbouncer.ini", bouncer.ini)
-            bouncer._start()
-        except BaseException:
-            program.remove()
-            raise
+        bouncer = cls(program, role, console, complete_ini(ini or "", wanted, server, program.listen))
+        program.write("userlist.txt", bouncer._userlist())
+        program.write("pgbouncer.ini", bouncer.ini)
+        bouncer._start()
         return bouncer
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Self
 import psycopg
 from psycopg import sql
 
-from connlab import backends, configuration
+from connlab import backends, configuration, janitor
 from connlab.configuration import Change, Value
 from connlab.errors import ConnlabError, SettingError, StartError
 from connlab.lesson import started
@@ -73,6 +73,7 @@ class Postgres(Node):
         self._opened = False
 
     @classmethod
+    @janitor.all_or_nothing
     def start(cls, *, backend: str = "auto", conf: str | None = None, on_disk: bool = False, **settings: Value) -> Self:
         """Start a server and return once a query has gone through.
 
@@ -92,13 +93,9 @@ class Postgres(Node):
         text = (f"{conf.rstrip()}\n" if conf else "") + configuration.postgres_lines(settings)
         runtime = backends.choose(backend)
         program = runtime.prepare("postgres", port=port, on_disk=on_disk)
-        try:
-            pg = cls(program, runtime, text)
-            program.write("data/postgresql.conf", text)
-            pg._start()
-        except BaseException:
-            program.remove()
-            raise
+        pg = cls(program, runtime, text)
+        program.write("data/postgresql.conf", text)
+        pg._start()
         started.remember(pg, runtime.name)
         return pg
 
@@ -131,6 +128,7 @@ class Postgres(Node):
         """The text of postgresql.conf that this server was started with."""
         return self._conf
 
+    @janitor.all_or_nothing
     def pgbouncer(
         self, *, ini: str | None = None, program: str | os.PathLike[str] | None = None, **settings: Value
     ) -> PgBouncer:

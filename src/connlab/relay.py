@@ -56,13 +56,15 @@ class Relay(Node):
         """Start a relay in front of ``behind`` and return once a query has gone through it."""
         behaviour = _behaviour(Behaviour(), settings)
         relay = cls(behind, RelayProgram(behind.address))
+        behind._fronts.append(relay)  # before it starts: an interrupt comes between any two steps
         try:
             relay._start()
+            relay._relay.behaviour = behaviour
+            return relay
         except BaseException:
+            behind._fronts.remove(relay)
             relay._relay.remove()
             raise
-        relay._relay.behaviour = behaviour
-        return relay
 
     @property
     def dsn(self) -> str:

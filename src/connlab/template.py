@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 
-from connlab import places
+from connlab import janitor, places
 from connlab.errors import StartError
 from connlab.once import made_once
 from connlab.pack import pack
@@ -72,6 +72,7 @@ def _schema() -> str:
     return resources.files("connlab").joinpath("schema.sql").read_text()
 
 
+@janitor.all_or_nothing
 def _make(postgres: PostgresPrograms, scratch: Path) -> None:
     """Initialise where servers run, so that the watchdog sees to it; then copy to ``scratch``."""
     program = LocalProgram("template", postgres.bin / "postgres", postgres.version, postgres.environment, listens=False)

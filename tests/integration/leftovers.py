@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import psutil
@@ -44,7 +45,7 @@ PRELUDE = """
 import contextlib, multiprocessing, os, random, signal, sys, threading, time
 import psutil, psycopg
 from connlab import Postgres, StartError, janitor
-from leftovers import busy, listen, strangers, tell, until
+from leftovers import busy, having, interrupt_at, listen, strangers, tell, until
 """
 
 
@@ -72,6 +73,47 @@ def _command(process: psutil.Process) -> str:
         return f"{process.status()}: {' '.join(process.cmdline())}"
     except psutil.Error as problem:
         return str(problem)
+
+
+def having() -> tuple[int, int, int]:
+    """How many processes, servers' directories and threads this process has."""
+    homes = [home for root in places.run_roots() for home in root.glob(f"{os.getpid()}-*/*-*")]
+    return len(strangers()), len(homes), threading.active_count()
+
+
+class interrupt_at:
+    """Raise KeyboardInterrupt at the given step of connlab's own code, counting those that hold a server in hand.
+
+    A step is where Python looks for signals: at a function's first line, and after a call into C, as a constructor is.
+    """
+
+    HOLDERS = (
+        *("node", "pgbouncer", "postgres", "relay", "lesson/started"),
+        *("runtime/local", "runtime/process", "runtime/thread"),
+    )
+
+    def __init__(self, step: int) -> None:
+        self._step, self.steps, self.where = step, 0, ""
+        root = Path(connlab.__file__).parent
+        self._files = {str(root / f"{name}.py") for name in self.HOLDERS}
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _look(self, frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if code.co_filename not in self._files:
+            return
+        self.steps += event in ("call", "c_return") or (event == "return" and code.co_name == "__init__")
+        if self.steps < self._step:
+            return
+        sys.setprofile(None)
+        self.where = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname} ({event})"
+        raise KeyboardInterrupt
 
 
 def listen() -> str:

@@ -183,6 +183,40 @@ def test_an_interrupt_during_the_start_leaves_nothing_half_started() -> None:
         assert_nothing_left(child.trace)
 
 
+@pytest.mark.parametrize("what", ["Postgres.start()", "pg.pgbouncer()", "pg.relay()"])
+def test_an_interrupt_at_any_step_of_a_start_leaves_nothing_half_started(what: str) -> None:
+    """A signal hits one given step in a thousand runs; raised by a tracer, its KeyboardInterrupt hits each once."""
+    script = f"""
+    pg = Postgres.start()
+    at, steps = 0, 1
+    while at <= steps:
+        at, before = at + 1, having()
+        tracer = interrupt_at(at)
+        try:
+            with tracer:
+                node = {what}
+            node.stop()
+        except KeyboardInterrupt:
+            pass
+        until(lambda: threading.active_count() <= before[2], 5)  # a relay's thread ends a moment after the relay
+        left = [now - then for now, then in zip(having(), before, strict=True)]
+        tell(steps=tracer.steps, where=tracer.where, left=left)
+        steps = max(steps, tracer.steps)
+        listen()
+    pg.stop()
+    tell(pg)
+    listen()
+    """
+    interrupted = 0
+    with Child(Person(), script) as child:
+        while (told := child.told()).get("steps"):
+            assert told["left"] == [0, 0, 0], told["where"]  # processes, directories, threads
+            interrupted += bool(told["where"])
+            child.say()
+        assert interrupted > 20
+        assert_nothing_left(child.trace, owner_lives=True, seconds=0)
+
+
 def test_kill_ends_busy_and_frozen_backends_and_restart_takes_the_server_up_again(anybody: Person) -> None:
     script = """
     pg = Postgres.start()

@@ -40,17 +40,13 @@ class ContainerProgram:
         self._image, self._image_id, self._engine, self._network = image, image_id, engine, network
         self._files: dict[str, bytes] = {}
         self._arguments: Sequence[str] = ()
-        self._asked = self._made = self._paused = self._left = False
+        self._asked = self._made = self._paused = self._joined = False
         self._output = Output()
         owner = janitor.owner()
         self.name, self._labels = owner.container(kind, engine.address)
         self._port = ports.hold(port)
-        try:
-            self._place = network.join()
-        except BaseException:
-            self._port.release()
-            raise
-        self._keep_at_exit = owner.at_exit(self.remove)
+        owner.at_exit(self.remove)
+        self._place, self._joined = network.join(), True
 
     @property
     def listen(self) -> Address:
@@ -166,9 +162,9 @@ class ContainerProgram:
                 self._asked = self._made = False
         finally:
             self._port.release()
-            self._keep_at_exit()
-        if not self._left:
-            self._left = True
+            janitor.owner().forget(self.remove)
+        if self._joined:
+            self._joined = False
             self._network.leave(self._place)
 
     def _make(self, arguments: Sequence[str]) -> None:

@@ -46,9 +46,6 @@ class LocalRuntime:
         )
         try:
             unpack(made.data, Path(program.directory) / "data", program.account)
-        except BaseException as problem:
-            program.remove()
-            if isinstance(problem, OSError):
-                raise no_room(problem, program.directory) from problem
-            raise
+        except OSError as problem:
+            raise no_room(problem, program.directory) from problem
         return program

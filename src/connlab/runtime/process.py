@@ -53,7 +53,7 @@ class LocalProgram:
         self._port = ports.hold(port) if listens else None
         owner = janitor.owner()
         self._home = owner.server_directory(kind, on_disk=on_disk)
-        self._keep_at_exit = owner.at_exit(self.remove)
+        owner.at_exit(self.remove)
         self._make_home()
 
     @property
@@ -175,7 +175,7 @@ class LocalProgram:
         self._end_children()
         if self._port:
             self._port.release()
-        self._keep_at_exit()
+        janitor.owner().forget(self.remove)
 
     def _end_children(self) -> None:
         """Collect what has ended; end what lives on, as what a wrapper script runs, which we do not know by name."""
@@ -206,11 +206,8 @@ class LocalProgram:
         try:
             self._home.mkdir(mode=0o700)
             self._hand_over(self._home)
-        except BaseException as problem:
-            self.remove()
-            if isinstance(problem, OSError):
-                raise no_room(problem, self._home) from problem
-            raise
+        except OSError as problem:
+            raise no_room(problem, self._home) from problem
 
     def _hand_over(self, path: Path) -> None:
         if self.account:

@@ -38,6 +38,7 @@ class RelayProgram:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listening: socket.socket | None = None
         self._server: asyncio.Server | None = None
+        self._thread = threading.Thread()
         self._connecting: set[asyncio.Task[None]] = set()
 
     @property
@@ -67,10 +68,12 @@ class RelayProgram:
         """See ``Program``."""
         self._listening = self._listener()
         self._address = Address(*self._listening.getsockname())
-        self._maker, self._loop = os.getpid(), asyncio.new_event_loop()
+        loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=_run_loop, args=[loop], name="connlab-relay", daemon=True)
+        self._maker, self._loop, self._server = os.getpid(), loop, None
         _RELAYS.add(self)
-        threading.Thread(target=_run_loop, args=[self._loop], name="connlab-relay", daemon=True).start()
-        self._server = self._run(self._listen(self._listening))
+        self._thread.start()
+        self._run(self._listen(self._listening))
         self._say(f"listening on {self._address}, relaying to {self._target}")
 
     def alive(self) -> bool:
@@ -89,8 +92,11 @@ class RelayProgram:
         """See ``Program``: open connections are reset, new ones refused."""
         if self._loop is None or not self._is_ours():
             return
-        self._run(self._close())
+        if self._thread.is_alive():  # an interrupt of the start may have come first
+            self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._listening is not None:
+            self._listening.close()
         _RELAYS.discard(self)
         self._loop, self._traffic.frozen = None, False
 
@@ -163,9 +169,10 @@ class RelayProgram:
     def _say(self, text: str) -> None:
         self._log += f"{datetime.now():%Y-%m-%d %H:%M:%S.%f} {text}\n".encode()
 
-    async def _listen(self, listener: socket.socket) -> asyncio.Server:
-        asyncio.get_running_loop().set_exception_handler(self._trouble)
-        return await asyncio.get_running_loop().create_server(self._client, sock=listener, backlog=BACKLOG)
+    async def _listen(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._trouble)
+        self._server = await loop.create_server(self._client, sock=listener, backlog=BACKLOG)
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """asyncio ends a direction late, when all is written, and does not expect the other side to have gone."""
@@ -175,8 +182,8 @@ class RelayProgram:
             loop.default_exception_handler(context)
 
     async def _close(self) -> None:
-        assert self._server is not None
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         for task in self._connecting:
             task.cancel()
         await asyncio.gather(*self._connecting, return_exceptions=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from connlab import janitor
 from connlab.errors import ConnlabError, ProgramMissing, SettingError
 from connlab.programs import PostgresPrograms, find_postgres
 from connlab.runtime.process import LocalProgram
@@ -69,6 +70,7 @@ class PgbenchLoad(Load):
         return self.succeeded + self.failed
 
 
+@janitor.all_or_nothing
 def pgbench(
     dsn: str,
     script: str,
