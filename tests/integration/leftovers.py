@@ -92,10 +92,10 @@ class interrupt_at:
         *("runtime/local", "runtime/process", "runtime/thread"),
     )
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, modules: Sequence[str] = HOLDERS) -> None:
         self._step, self.steps, self.where = step, 0, ""
         root = Path(connlab.__file__).parent
-        self._files = {str(root / f"{name}.py") for name in self.HOLDERS}
+        self._files = {str(root / f"{name}.py") for name in modules}
 
     def __enter__(self) -> Self:
         sys.setprofile(self._look)

@@ -264,6 +264,33 @@ def test_an_interrupt_during_the_start_leaves_nothing_half_started() -> None:
             assert_all_gone(child, owner_lives=True, seconds=0)
 
 
+def test_an_interrupt_at_any_step_of_a_start_leaves_neither_a_container_nor_the_network() -> None:
+    """As for processes: raised by a tracer, for a signal hits one given step in a thousand runs."""
+    script = """
+    at, steps = 0, 1
+    while at <= steps:
+        at += 1
+        tracer = interrupt_at(at, ("postgres", "runtime/docker", "runtime/network"))
+        try:
+            with tracer:
+                pg = Postgres.start()
+            pg.stop()
+        except KeyboardInterrupt:
+            pass
+        steps = max(steps, tracer.steps)
+        tell(steps=steps, where=tracer.where)
+        listen()
+    tell()
+    """
+    interrupted = 0
+    with Child(ON_DOCKER, script) as child:
+        while (told := child.told()).get("steps"):
+            assert containers_and_networks(child.trace.owner) == [], told["where"]
+            interrupted += bool(told["where"])
+            child.say()
+    assert interrupted > 15
+
+
 def told_by(script: str) -> None:
     """Run it in a process of its own, to its end."""
     with Child(ON_DOCKER, script, "tell()") as child:

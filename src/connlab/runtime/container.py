@@ -40,13 +40,13 @@ class ContainerProgram:
         self._image, self._image_id, self._engine, self._network = image, image_id, engine, network
         self._files: dict[str, bytes] = {}
         self._arguments: Sequence[str] = ()
-        self._asked = self._made = self._paused = self._joined = False
+        self._asked = self._made = self._paused = False
         self._output = Output()
         owner = janitor.owner()
         self.name, self._labels = owner.container(kind, engine.address)
         self._port = ports.hold(port)
         owner.at_exit(self.remove)
-        self._place, self._joined = network.join(), True
+        self._place = network.join(self.name)
 
     @property
     def listen(self) -> Address:
@@ -163,9 +163,7 @@ class ContainerProgram:
         finally:
             self._port.release()
             janitor.owner().forget(self.remove)
-        if self._joined:
-            self._joined = False
-            self._network.leave(self._place)
+        self._network.leave(self.name)
 
     def _make(self, arguments: Sequence[str]) -> None:
         from docker.types import EndpointConfig, LogConfig

@@ -37,29 +37,31 @@ class Network:
         self._lock = threading.Lock()
         self._network = ""  # its id: two may have the same name
         self._subnet = RANGE
-        self._taken: set[str] = set()
+        self._taken: dict[str, str] = {}
 
-    def join(self) -> Place:
-        """A place for one more container. Raises EngineError, StartError."""
+    def join(self, member: str) -> Place:
+        """A place for one more container, of that name. Raises EngineError, StartError."""
         with self._lock:
             if not self._network:
                 self._network = self._make()
-            hosts = (str(self._subnet[number]) for number in range(FIRST, self._subnet.num_addresses - 1))
-            address = next((host for host in hosts if host not in self._taken), None)
-            if address is None:
-                raise StartError(f"more than {len(self._taken)} containers at once", hint="stop some")
-            self._taken.add(address)
-            return Place(self._network, address)
+            self._taken[member] = self._free_address()
+            return Place(self._network, self._taken[member])
 
-    def leave(self, place: Place) -> None:
-        """Give a place back; its container is gone. Twice is no error."""
+    def leave(self, member: str) -> None:
+        """Give the place of ``member`` back; its container is gone. Twice, and never having joined, are no error."""
         with self._lock:
-            self._taken.discard(place.address)
+            self._taken.pop(member, None)
             if self._taken or not self._network:
                 return
             network, self._network = self._network, ""
             with self._engine.asking(f"remove the network {network}"):
                 self._engine.api.remove_network(network)
+
+    def _free_address(self) -> str:
+        for number in range(FIRST, self._subnet.num_addresses - 1):
+            if (address := str(self._subnet[number])) not in self._taken.values():
+                return address
+        raise StartError(f"more than {len(self._taken)} containers at once", hint="stop some")
 
     def _make(self) -> str:
         """Try until the subnet is one that nobody has."""
