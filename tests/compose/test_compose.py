@@ -19,11 +19,14 @@ import pytest
 from compose_stack import CHECKOUT, INSIDE, Stack, run, running
 from psycopg.rows import scalar_row
 
+from connlab.runtime.process import wait_until
+
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(1200)]
 
 NOTEBOOK = "notebooks/00_start_here.ipynb"
 VOLUMES = ("postgres", "secrets", "work")
 SERVERS = ("postgres", "pgbouncer")
+GONE_WITHIN = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +185,13 @@ def test_a_notebook_runs_with_servers_of_its_own_and_leaves_none(stack: Stack) -
     cells = [cell for cell in done["cells"] if cell["cell_type"] == "code"]
     assert cells and all(cell["execution_count"] for cell in cells)
     (container,) = stack.left("ps", "--filter", "label=com.docker.compose.service=jupyter")
-    assert not re.search("postgres|pgbouncer", run("docker", "top", container, "-eo", "pid,comm"))
-    assert stack.exec("jupyter", "find", "/dev/shm", "-name", "postgres-*") == ""
+
+    def left() -> list[str]:
+        running = re.findall("postgres|pgbouncer", run("docker", "top", container, "-eo", "pid,comm"))
+        return running + stack.exec("jupyter", "find", "/dev/shm", "-name", "postgres-*").split()
+
+    wait_until(lambda: not left(), GONE_WITHIN)  # the watchdog sees to it once the kernel has ended
+    assert left() == []
 
 
 def test_no_password_is_to_be_seen(stack: Stack) -> None:

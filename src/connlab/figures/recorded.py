@@ -181,7 +181,7 @@ def _draw_gap(axis: Axes, gap: Gap, end: float) -> None:
 
 def _draw_marks(axes: Sequence[Axes], marks: Sequence[Mark], since: float, end: float, *, above: int) -> None:
     free = [-1.0] * ROWS
-    for mark in marks:
+    for order, mark in enumerate(marks):
         for axis in axes:
             axis.axvline(mark.seconds, color=colours.TEXT, linewidth=1, linestyle=":")
         place = (mark.seconds - since) / (end - since)
@@ -197,7 +197,8 @@ def _draw_marks(axes: Sequence[Axes], marks: Sequence[Mark], since: float, end: 
             textcoords="offset points",
             ha="right" if leftwards else "left",
             fontsize=8.5,
-            zorder=1,
+            zorder=1 - order / len(marks) / 2,  # the line down from a later label passes behind an earlier one
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             arrowprops={"arrowstyle": "-", "linestyle": ":", "color": colours.TEXT, "relpos": (int(leftwards), 0)},
         )
 
