@@ -121,6 +121,7 @@ class Runtime(Protocol):
 
         For "postgres" the directory holds an initialised ``data``. ``port`` None: one that is free. ``choice``, for
         "pgbouncer": which one, as ``choices`` names them; None: the first.
+        What it has made when it raises is left to its caller's ``janitor.all_or_nothing``.
         Raises ProgramMissing, StartError.
         """
 

@@ -30,7 +30,10 @@ MAKE_ROOM = "a server needs about 60 MB; free some, run `connlab clean`, or set 
 
 
 class LocalProgram:
-    """One program as a local process: see ``connlab.runtime.Program``."""
+    """One program as a local process: see ``connlab.runtime.Program``.
+
+    Whoever makes one stands under ``janitor.all_or_nothing``, which removes it when the making fails.
+    """
 
     def __init__(
         self,
